@@ -1,0 +1,186 @@
+"""The contract of a stage: configuration plus `process(units) -> rows`, plain Python, no Ray.
+
+A stage is given units (an Arrow table with the schema of its `unit` record; groups named by `group_by` are never
+split) and returns rows (the schema of its `row` record). Every unit comes back: as one row, or as several that name
+their number in `count_field`, with status `ok`, `filtered` or `failed`. `checked` is the one seam through which every
+stage runs; it validates that promise and fills the rows' digests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from concurrent.futures import as_completed
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from schemas.arrow import arrow_schema, conform
+from schemas.base import Record, Row
+from schemas.keys import digest_columns, digest_value
+
+
+class UnitError(Exception):
+    """A unit cannot be processed, now or ever: its row is `failed` with this reason and message."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(f"{reason}: {message}")
+        self.reason = reason
+        self.message = message
+
+
+class TransientError(Exception):
+    """Something outside the unit failed (a full disk, a lost connection): the batch is worth another try."""
+
+
+class StageContractError(Exception):
+    """A stage lost, doubled or invented a unit. A defect of the stage, never of the data."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one worker of a stage occupies on a cluster."""
+
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+    memory_bytes: int = 0
+
+
+class Stage(ABC):
+    """One step of the corpus, from units to rows."""
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    table: ClassVar[str]
+    unit: ClassVar[type[Record]]
+    row: ClassVar[type[Row]]
+    unit_field: ClassVar[str]
+    group_by: ClassVar[tuple[str, ...]]
+    count_field: ClassVar[str | None] = None
+
+    resources: Resources = Resources()
+    batch_groups: int = 16
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """All that the rows depend on beside their units (configuration, prompt hash, model), as plain JSON values."""
+
+    def open(self) -> None:
+        """Called once in each worker before the first `process`: load weights, open clients."""
+
+    @abstractmethod
+    def process(self, units: pa.Table) -> Iterator[pa.Table]:
+        """Yields the rows of these units, a table at a time; what has been yielded may be committed."""
+
+    def close(self) -> None:
+        """Called once in each worker after the last `process`."""
+
+
+class AsyncStage(Stage):
+    """A stage that waits on a network: groups run side by side on one event loop a worker, `in_flight` at a time.
+
+    The loop outlives a batch, so that batches handed over by several threads keep it full. Subclasses that override
+    `open` or `close` call these too; their clients are made inside the loop (`on_loop_start`).
+    """
+
+    in_flight: int = 64
+    _loop: asyncio.AbstractEventLoop
+    _slots: asyncio.Semaphore
+
+    @abstractmethod
+    async def process_group(self, units: pa.Table) -> pa.Table:
+        """The rows of one group."""
+
+    async def on_loop_start(self) -> None:
+        """Runs on the loop before any group: make clients here."""
+
+    async def on_loop_stop(self) -> None:
+        """Runs on the loop after the last group: close clients here."""
+
+    def open(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._slots = asyncio.Semaphore(self.in_flight)
+        threading.Thread(target=self._loop.run_forever, name=f"{self.name}-loop", daemon=True).start()
+        asyncio.run_coroutine_threadsafe(self.on_loop_start(), self._loop).result()
+
+    def close(self) -> None:
+        asyncio.run_coroutine_threadsafe(self.on_loop_stop(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
+    async def _one(self, group: pa.Table) -> pa.Table:
+        async with self._slots:
+            return await self.process_group(group)
+
+    def process(self, units: pa.Table) -> Iterator[pa.Table]:
+        waiting = [
+            asyncio.run_coroutine_threadsafe(self._one(g), self._loop) for g in groups(units, self.group_by)
+        ]
+        try:
+            for done in as_completed(waiting):
+                yield done.result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def fingerprint(stage: Stage) -> bytes:
+    """How a row was made: H(name, version, settings). It does not depend on batch sizes or resources."""
+    return digest_value({"stage": stage.name, "version": stage.version, "settings": stage.settings()})
+
+
+def checked(stage: Stage, units: pa.Table) -> Iterator[pa.Table]:
+    """Runs a stage over units; yields its rows with schema and digests, and raises if a unit is not accounted for.
+
+    Raises `StageContractError` when a row names no unit of this batch or a unit has no row or one too many.
+    """
+    schema = arrow_schema(stage.row)
+    expected = pl.from_arrow(units.select([stage.unit_field, "input_digest"]))
+    seen = []
+    for table in stage.process(conform(units, arrow_schema(stage.unit))):
+        rows = with_digest(conform(table, schema), stage.row)
+        columns = [stage.unit_field, "input_digest", stage.row.key_field]
+        seen.append(pl.from_arrow(rows.select(list(dict.fromkeys(columns)))))
+        yield rows
+    _account(stage, expected, pl.concat(seen) if seen else None)  # type: ignore[arg-type]
+
+
+def with_digest(rows: pa.Table, model: type[Row]) -> pa.Table:
+    """The rows with `digest` computed over the model's content columns."""
+    if not model.content:
+        return rows
+    digest = digest_columns({name: rows[name] for name in model.content})
+    return rows.set_column(rows.schema.get_field_index("digest"), rows.schema.field("digest"), digest)
+
+
+def _account(stage: Stage, expected: pl.DataFrame, rows: pl.DataFrame | None) -> None:
+    on = [stage.unit_field, "input_digest"]
+    if rows is None:
+        rows = expected.clear().with_columns(pl.lit(None, pl.Binary).alias(stage.row.key_field))
+    lost = expected.join(rows, on=on, how="anti")
+    invented = rows.join(expected, on=on, how="anti")
+    doubled = rows.filter(pl.col(stage.row.key_field).is_duplicated())
+    for what, frame in (("lost", lost), ("invented", invented), ("doubled", doubled)):
+        if len(frame):
+            first = frame[stage.unit_field][0]
+            raise StageContractError(
+                f"stage {stage.name} {what} {len(frame)} of {len(expected)} units, the first {first.hex()}"
+            )
+
+
+def groups(units: pa.Table, by: tuple[str, ...]) -> Iterator[pa.Table]:
+    """The groups of a table in order of first appearance, each as its own table."""
+    if not len(units):
+        return
+    keyed = digest_columns({name: units[name] for name in by})
+    codes = pc.dictionary_encode(keyed).indices
+    ordered = units.take(pc.sort_indices(codes))
+    sizes = pc.value_counts(codes)
+    start = 0
+    for size in sizes.field("counts").to_pylist():
+        yield ordered.slice(start, size)
+        start += size
