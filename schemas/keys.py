@@ -9,6 +9,7 @@ Arrow kernels, whole columns at a time; only the closing hash is one C call a ro
 from __future__ import annotations
 
 import hashlib
+import itertools
 import struct
 from collections.abc import Iterable, Mapping
 from typing import IO, Any
@@ -86,10 +87,7 @@ def hash_binary(encoded: pa.Array) -> pa.Array:
     blake2b = hashlib.blake2b
     bounds = offsets.tolist()
     out = b"".join(
-        [
-            blake2b(data[start:end], digest_size=KEY_BYTES).digest()
-            for start, end in zip(bounds[:-1], bounds[1:], strict=True)
-        ]
+        [blake2b(data[start:end], digest_size=KEY_BYTES).digest() for start, end in itertools.pairwise(bounds)]
     )
     return pa.FixedSizeBinaryArray.from_buffers(KEY_TYPE, len(encoded), [None, pa.py_buffer(out)])
 
@@ -143,9 +141,7 @@ def _encode_valid(array: pa.Array) -> pa.Array:
             pa.scalar(b"f", pa.large_binary()),
         )
     if pa.types.is_integer(kind):
-        return _tagged(
-            b"i", pc.fill_null(array.cast(pa.int64()), 0).to_numpy(zero_copy_only=False).astype("<i8")
-        )
+        return _tagged(b"i", pc.fill_null(array.cast(pa.int64()), 0).to_numpy(zero_copy_only=False).astype("<i8"))
     if pa.types.is_floating(kind):
         values = pc.fill_null(array.cast(pa.float64()), 0.0).to_numpy(zero_copy_only=False)
         if not np.isfinite(values).all():
@@ -165,12 +161,8 @@ def _encode_valid(array: pa.Array) -> pa.Array:
 
 
 def _is_binary(kind: pa.DataType) -> bool:
-    return (
-        pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_fixed_size_binary(kind)
-        or pa.types.is_binary_view(kind)
-    )
+    kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
+    return any(is_kind(kind) for is_kind in kinds)
 
 
 def _encode_list(array: pa.Array) -> pa.Array:
@@ -191,9 +183,7 @@ def _tagged(tag: bytes, words: np.ndarray[Any, Any]) -> pa.Array:
     rows = np.empty((len(words), 9), np.uint8)
     rows[:, 0] = tag[0]
     rows[:, 1:] = np.ascontiguousarray(words).view(np.uint8).reshape(-1, 8)
-    fixed = pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(9), len(words), [None, pa.py_buffer(rows.tobytes())]
-    )
+    fixed = pa.FixedSizeBinaryArray.from_buffers(pa.binary(9), len(words), [None, pa.py_buffer(rows.tobytes())])
     return fixed.cast(pa.large_binary())
 
 

@@ -117,9 +117,7 @@ class AsyncStage(Stage):
             return await self.process_group(group)
 
     def process(self, units: pa.Table) -> Iterator[pa.Table]:
-        waiting = [
-            asyncio.run_coroutine_threadsafe(self._one(g), self._loop) for g in groups(units, self.group_by)
-        ]
+        waiting = [asyncio.run_coroutine_threadsafe(self._one(g), self._loop) for g in groups(units, self.group_by)]
         try:
             for done in as_completed(waiting):
                 yield done.result()
@@ -139,14 +137,14 @@ def checked(stage: Stage, units: pa.Table) -> Iterator[pa.Table]:
     Raises `StageContractError` when a row names no unit of this batch or a unit has no row or one too many.
     """
     schema = arrow_schema(stage.row)
-    expected = pl.from_arrow(units.select([stage.unit_field, "input_digest"]))
-    seen = []
+    expected = pl.DataFrame(pl.from_arrow(units.select([stage.unit_field, "input_digest"])))
+    seen: list[pl.DataFrame] = []
     for table in stage.process(conform(units, arrow_schema(stage.unit))):
         rows = with_digest(conform(table, schema), stage.row)
         columns = [stage.unit_field, "input_digest", stage.row.key_field]
-        seen.append(pl.from_arrow(rows.select(list(dict.fromkeys(columns)))))
+        seen.append(pl.DataFrame(pl.from_arrow(rows.select(list(dict.fromkeys(columns))))))
         yield rows
-    _account(stage, expected, pl.concat(seen) if seen else None)  # type: ignore[arg-type]
+    _account(stage, expected, pl.concat(seen) if seen else None)
 
 
 def with_digest(rows: pa.Table, model: type[Row]) -> pa.Table:
