@@ -140,7 +140,7 @@ def checked(stage: Stage, units: pa.Table) -> Iterator[pa.Table]:
     expected = pl.DataFrame(pl.from_arrow(units.select([stage.unit_field, "input_digest"])))
     seen: list[pl.DataFrame] = []
     for table in stage.process(conform(units, arrow_schema(stage.unit))):
-        rows = with_digest(conform(table, schema), stage.row)
+        rows = with_digest(conform(_with_defaults(table, stage.row, schema), schema), stage.row)
         columns = [stage.unit_field, "input_digest", stage.row.key_field]
         seen.append(pl.DataFrame(pl.from_arrow(rows.select(list(dict.fromkeys(columns))))))
         yield rows
@@ -182,3 +182,45 @@ def groups(units: pa.Table, by: tuple[str, ...]) -> Iterator[pa.Table]:
     for size in sizes.field("counts").to_pylist():
         yield ordered.slice(start, size)
         start += size
+
+
+def failed_rows(stage: Stage, units: pa.Table, reason: str, message: str) -> pa.Table:
+    """One `failed` row for each unit of a stage that could not process them, so that none is lost.
+
+    Columns that unit and row share are copied; the rest is null, the record's default, or empty.
+    """
+    schema = arrow_schema(stage.row)
+    fixed = {"status": "failed", "reason": reason, "message": message, "attempts": 1, stage.count_field: 1}
+    keys = units[stage.unit_field]
+    if stage.row.key_field != stage.unit_field:
+        keys = digest_columns({"unit": keys, "failed": pa.array([True] * len(units))})
+    columns = []
+    for field in schema:
+        if field.name in fixed:
+            columns.append(pa.array([fixed[field.name]] * len(units), field.type))
+        elif field.name == stage.row.key_field:
+            columns.append(keys)
+        elif field.name in units.column_names and field.name != "digest":
+            columns.append(units[field.name])
+        else:
+            columns.append(_blank(stage.row, field, len(units)))
+    return with_digest(conform(pa.Table.from_arrays(columns, names=schema.names), schema), stage.row)
+
+
+def _with_defaults(rows: pa.Table, model: type[Row], schema: pa.Schema) -> pa.Table:
+    for field in schema:
+        if field.name not in rows.column_names and not model.model_fields[field.name].is_required():
+            rows = rows.append_column(field, _blank(model, field, len(rows)))
+    return rows
+
+
+def _blank(model: type[Row], field: pa.Field, length: int) -> pa.Array:
+    if field.nullable:
+        return pa.nulls(length, field.type)
+    default = model.model_fields[field.name].get_default(call_default_factory=True)
+    if isinstance(default, Record):
+        default = default.model_dump()
+    if default is None or repr(default) == "PydanticUndefined":
+        empty: dict[Any, Any] = {pa.string(): "", pa.int64(): 0, pa.float64(): 0.0, pa.bool_(): False}
+        default = empty.get(field.type, bytes(16))
+    return pa.array([default] * length, field.type)

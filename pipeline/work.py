@@ -1,0 +1,234 @@
+"""What the driver and its workers share: nodes, pools, pieces, and the body of a worker. No Ray here."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.keys import digest_columns
+from stages.base import Stage, StageContractError, TransientError, UnitError, checked
+
+_FLUSH_ROWS = 4096
+_FLUSH_SECONDS = 15.0
+
+
+class WorkerError(Exception):
+    """A stage cannot start in a worker (no checkpoint, no key, no device): the run cannot go on."""
+
+
+@dataclass(frozen=True)
+class PartInfo:
+    """A written part file: where it lies in the run, its SHA-256, its rows."""
+
+    path: str
+    sha256: str
+    rows: int
+
+
+class PartWriter(Protocol):
+    """Writes a table as a part of the run (durable, not yet visible)."""
+
+    def __call__(self, table_name: str, rows: pa.Table) -> Any: ...
+
+
+@dataclass(frozen=True)
+class PoolSpec:
+    """Workers of one kind: how many, what each occupies, how many batches each holds at a time."""
+
+    name: str
+    workers: int
+    slots: int
+    num_cpus: float
+    num_gpus: float
+    memory_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Node:
+    """A stage of a run with its pending units. `derive` makes its units from the rows of the node named `after`."""
+
+    name: str
+    stage: Stage
+    table: str
+    fingerprint: bytes
+    units: pa.Table
+    pool: str = "cpu"
+    after: str | None = None
+    derive: Callable[[pa.Table], pa.Table] | None = None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A written part of a node's rows, ready to be committed."""
+
+    part: Any
+    keys: pa.Array
+    units_done: pa.Array
+    status: Mapping[str, int]
+    reasons: Mapping[str, int]
+    seconds: float = 0.0
+
+
+@dataclass
+class NodeCounts:
+    """Live figures of one node: units waiting or in flight, rows by status, failures by reason."""
+
+    pending: int = 0
+    rows: int = 0
+    status: dict[str, int] = field(default_factory=dict)
+    reasons: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def add(self, piece: Piece) -> None:
+        self.pending -= len(piece.units_done)
+        self.rows += sum(piece.status.values())
+        self.seconds += piece.seconds
+        for mine, theirs in ((self.status, piece.status), (self.reasons, piece.reasons)):
+            for name, count in theirs.items():
+                mine[name] = mine.get(name, 0) + count
+
+
+class RunnerConfig(BaseModel):
+    """How a run uses the machine or the cluster. `workers` sets a pool's size (`cpu`, `gpu`, `net`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_cpus: int | Literal["auto"] = "auto"
+    num_gpus: int | Literal["auto"] = "auto"
+    workers: dict[str, int] = Field(default_factory=dict)
+    most_groups: int = Field(256, ge=1)
+    net_slots: int = Field(4, ge=1)
+    retry_wait_s: float = Field(1.0, gt=0)
+    stall_timeout_s: float = Field(1800.0, gt=0)
+    stop_grace_s: float = Field(30.0, ge=0)
+    lease_ttl_s: float = Field(60.0, gt=0)
+    worker_logs: bool = False
+
+    def cpus(self) -> int:
+        """CPU cores that the run may use."""
+        if self.num_cpus == "auto":
+            return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return self.num_cpus
+
+    def pools(self, nodes: Sequence[Node]) -> list[PoolSpec]:
+        """The pools that these nodes need. CPU stages share workers: a laptop pays for few process starts."""
+        specs = []
+        for name in dict.fromkeys(node.pool for node in nodes):
+            stages = [node.stage for node in nodes if node.pool == name]
+            need = [stage.resources for stage in stages]
+            auto = {"cpu": self.cpus(), "net": 1}.get(name, max(1, self._gpus()))
+            specs.append(
+                PoolSpec(
+                    name=name,
+                    workers=max(1, self.workers.get(name, auto)),
+                    slots=self.net_slots if name == "net" else 1,
+                    num_cpus=max(resources.num_cpus for resources in need),
+                    num_gpus=max(resources.num_gpus for resources in need),
+                    memory_bytes=max(resources.memory_bytes for resources in need),
+                )
+            )
+        return specs
+
+    def _gpus(self) -> int:
+        return 1 if self.num_gpus == "auto" else self.num_gpus
+
+
+class Work:
+    """The body of a worker: opens stages as their batches come and writes their rows as parts.
+
+    It travels to each worker by value; stages are opened there, once each.
+    """
+
+    def __init__(self, nodes: Sequence[Node], write_part: PartWriter) -> None:
+        self._stages = {node.name: node.stage for node in nodes}
+        self._tables = {node.name: node.table for node in nodes}
+        self._write_part = write_part
+        self._opened: set[str] = set()
+        self._lock: threading.Lock | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": set(), "_lock": None}
+
+    def pieces(self, node: str, units: pa.Table) -> Iterator[Piece]:
+        """Runs one batch; yields a piece whenever enough rows or seconds have gathered."""
+        stage = self._open(node)
+        gathered: list[pa.Table] = []
+        since = time.monotonic()
+        for rows in checked(stage, units):
+            gathered.append(rows)
+            waited = time.monotonic() - since
+            if sum(len(table) for table in gathered) >= _FLUSH_ROWS or waited > _FLUSH_SECONDS:
+                yield self.write(node, units, pa.concat_tables(gathered), waited)
+                gathered, since = [], time.monotonic()
+        if any(len(table) for table in gathered):
+            yield self.write(node, units, pa.concat_tables(gathered), time.monotonic() - since)
+
+    def write(self, node: str, units: pa.Table, rows: pa.Table, seconds: float = 0.0) -> Piece:
+        """Writes rows as a part; `units` are those of the batch (they may carry the number of earlier attempts)."""
+        stage = self._stages[node]
+        rows = _count_attempts(stage, units, rows)
+        return Piece(
+            part=self._write_part(self._tables[node], rows),
+            keys=commit_keys(stage, rows),
+            units_done=_units_done(stage, rows),
+            status=_tally(rows["status"]),
+            reasons=_tally(rows["reason"]),
+            seconds=seconds,
+        )
+
+    def close(self) -> None:
+        for node in self._opened:
+            self._stages[node].close()
+        self._opened.clear()
+
+    def _open(self, node: str) -> Stage:
+        if self._lock is None:
+            self._lock = threading.Lock()
+        with self._lock:
+            if node not in self._opened:
+                try:
+                    self._stages[node].open()
+                except (TransientError, UnitError, StageContractError):
+                    raise
+                except Exception as error:
+                    raise WorkerError(f"{node} cannot start: {type(error).__name__}: {error}") from error
+                self._opened.add(node)
+        return self._stages[node]
+
+
+def commit_keys(stage: Stage, rows: pa.Table) -> pa.Array:
+    """What a commit is named by: key, input and attempt of each row, so that a second attempt is a new commit."""
+    names = (stage.row.key_field, "input_digest", "attempts")
+    return digest_columns({name: rows[name] for name in names})
+
+
+def _units_done(stage: Stage, rows: pa.Table) -> pa.Array:
+    """Units that these rows complete; of several rows a unit, the last one completes it."""
+    units = rows[stage.unit_field]
+    if stage.count_field is not None and "segment" in rows.column_names:
+        last = pc.equal(pc.add(rows["segment"], 1), rows[stage.count_field])
+        units = units.filter(last)
+    done = pc.unique(units)
+    return done.combine_chunks() if isinstance(done, pa.ChunkedArray) else done
+
+
+def _count_attempts(stage: Stage, units: pa.Table, rows: pa.Table) -> pa.Table:
+    if "attempts" not in units.column_names:
+        return rows
+    before = dict(zip(units[stage.unit_field].to_pylist(), units["attempts"].to_pylist(), strict=True))
+    attempts = [before[unit] + 1 for unit in rows[stage.unit_field].to_pylist()]
+    index = rows.schema.get_field_index("attempts")
+    return rows.set_column(index, rows.schema.field(index), pa.array(attempts, pa.int64()))
+
+
+def _tally(column: pa.ChunkedArray) -> dict[str, int]:
+    counts = pc.value_counts(column)
+    return {item["values"]: item["counts"] for item in counts.to_pylist() if item["values"] is not None}

@@ -1,0 +1,173 @@
+"""The runner under real Ray: every unit ends once, neighbours of a poison unit do not pay, work feeds the next node."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+from ray import cloudpickle
+
+from pipeline.runner import DoesNotFit, Runner
+from pipeline.work import Node, Piece, RunnerConfig, Work, WorkerError
+from schemas.base import Key, Record, Row
+from schemas.keys import digest_value
+from stages.base import Stage, TransientError, fingerprint
+
+pytestmark = pytest.mark.slow
+
+
+class Unit(Record):
+    key: Key
+    input_digest: Key
+    group: str
+    number: int
+
+
+class Doubled(Row):
+    key_field: ClassVar[str] = "key"
+    content: ClassVar[tuple[str, ...]] = ("number",)
+
+    key: Key
+    group: str
+    number: int
+    message: str | None = None
+
+
+class Double(Stage):
+    """Doubles numbers; some of its numbers raise, die or fail once, as its settings say."""
+
+    name = "double"
+    version = 1
+    table = "doubled"
+    unit = Unit
+    row = Doubled
+    unit_field = "key"
+    group_by = ("group",)
+    batch_groups = 4
+
+    def __init__(self, poison: int = -1, deadly: int = -1, flaky: Path | None = None, broken: bool = False) -> None:
+        self.poison, self.deadly, self.flaky, self.broken = poison, deadly, flaky, broken
+
+    def settings(self) -> dict[str, Any]:
+        return {"poison": self.poison, "deadly": self.deadly}
+
+    def open(self) -> None:
+        if self.broken:
+            raise FileNotFoundError("no checkpoint at weights.pt; pass refine.checkpoint=nano")
+
+    def process(self, units: pa.Table) -> Iterator[pa.Table]:
+        rows = units.to_pylist()
+        numbers = [row["number"] for row in rows]
+        if self.poison in numbers:
+            raise ValueError(f"cannot double {self.poison}")
+        if self.deadly in numbers:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.flaky is not None and not self.flaky.exists():
+            self.flaky.touch()
+            raise TransientError("the disk was full for a moment")
+        for row in rows:
+            row["number"] *= 2
+        yield pa.Table.from_pylist(rows)
+
+
+def units(count: int, per_group: int = 3) -> pa.Table:
+    return pa.Table.from_pylist(
+        [
+            {"key": digest_value(i), "input_digest": digest_value({"n": i}), "group": f"g{i // per_group}", "number": i}
+            for i in range(count)
+        ],
+        pa.schema([("key", pa.binary(16)), ("input_digest", pa.binary(16)), ("group", pa.string()), ("number", pa.int64())]),
+    )
+
+
+class Parts:
+    """Writes parts as plain files and remembers what was committed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+    def __call__(self, table_name: str, rows: pa.Table) -> str:
+        path = f"{self.folder}/{table_name}-{os.getpid()}-{os.urandom(4).hex()}.parquet"
+        pq.write_table(rows, path)
+        return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def run(tmp_path: Path, nodes: list[Node]) -> tuple[Runner, dict[str, list[dict[str, Any]]]]:
+    committed: dict[str, list[dict[str, Any]]] = {node.name: [] for node in nodes}
+
+    def commit(node: Node, piece: Piece) -> None:
+        committed[node.name] += pq.read_table(piece.part).to_pylist()
+
+    config = RunnerConfig(workers={"cpu": 2}, retry_wait_s=0.1)
+    runner = Runner(Work(nodes, Parts(tmp_path)), nodes, commit, config, lambda piece: pq.read_table(piece.part))
+    runner.run()
+    return runner, committed
+
+
+def node(stage: Stage, table: pa.Table, name: str = "double", **more: Any) -> Node:
+    return Node(name=name, stage=stage, table=name, fingerprint=fingerprint(stage), units=table, **more)
+
+
+def test_every_unit_ends_once_and_feeds_the_next_node(tmp_path: Path) -> None:
+    def again(rows: pa.Table) -> pa.Table:
+        return rows.select(["key", "group", "number"]).append_column("input_digest", rows["digest"])
+
+    first = node(Double(), units(50))
+    second = node(Double(), units(0), "again", after="double", derive=again)
+    runner, committed = run(tmp_path, [first, second])
+    assert sorted(row["number"] for row in committed["double"]) == [2 * i for i in range(50)]
+    assert sorted(row["number"] for row in committed["again"]) == [4 * i for i in range(50)]
+    assert runner.counts["again"].status == {"ok": 50}
+    assert runner.counts["double"].pending == 0
+
+
+def test_poison_group_fails_alone(tmp_path: Path) -> None:
+    runner, committed = run(tmp_path, [node(Double(poison=7), units(60))])
+    failed = [row for row in committed["double"] if row["status"] == "failed"]
+    assert sorted(row["number"] for row in failed) == [6, 7, 8]
+    assert all("cannot double 7" in row["message"] for row in failed)
+    assert runner.counts["double"].status == {"ok": 57, "failed": 3}
+
+
+def test_unit_that_kills_its_worker_fails_alone(tmp_path: Path) -> None:
+    _, committed = run(tmp_path, [node(Double(deadly=7), units(24))])
+    keys = Counter(row["key"] for row in committed["double"])
+    assert set(keys.values()) == {1}
+    assert len(keys) == 24
+    assert [row["reason"] for row in committed["double"] if row["number"] == 7] == ["worker_died"]
+    assert sum(row["status"] == "ok" for row in committed["double"]) == 21
+
+
+def test_transient_fault_is_waited_out(tmp_path: Path) -> None:
+    runner, _ = run(tmp_path, [node(Double(flaky=tmp_path / "once"), units(9))])
+    assert runner.counts["double"].status == {"ok": 9}
+
+
+def test_stage_that_cannot_open_ends_the_run_with_its_reason(tmp_path: Path) -> None:
+    with pytest.raises(WorkerError, match=r"no checkpoint at weights\.pt"):
+        run(tmp_path, [node(Double(broken=True), units(9))])
+
+
+def test_workers_that_do_not_fit_are_refused_with_numbers(tmp_path: Path) -> None:
+    nodes = [node(Double(), units(9))]
+    config = RunnerConfig(workers={"cpu": 400})
+    runner = Runner(Work(nodes, Parts(tmp_path)), nodes, lambda _n, _p: None, config, lambda _p: pa.table({}))
+    with pytest.raises(DoesNotFit, match="400 CPU wanted, 4 there"):
+        runner.run()
