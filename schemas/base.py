@@ -18,6 +18,14 @@ class FixedBytes:
         self.width = width
 
 
+class LocalPath:
+    """Annotation marker of a configuration field: a relative path is resolved against the configuration file."""
+
+
+PathStr = Annotated[str, LocalPath()]
+"""A local path or any fsspec URL in a configuration."""
+
+
 def _key_from(value: Any) -> Any:
     return bytes.fromhex(value) if isinstance(value, str) else value
 
