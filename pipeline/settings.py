@@ -1,7 +1,7 @@
 """Reading configuration: YAML and `--set a.b=c` into a frozen pydantic model, with errors a person can act on.
 
-Relative paths are resolved against the file that names them; `${VAR}` is replaced from the environment only where a secret
-is used; unknown keys are refused with the nearest known one.
+Relative paths are resolved against the file that names them; `${VAR}` is replaced from the environment only where a
+secret is used; unknown keys are refused with the nearest known one.
 """
 
 from __future__ import annotations
@@ -192,4 +192,4 @@ def _resolved(values: Mapping[str, Any], model: type[BaseModel], base: Path | No
             result[name][int(position)] = done
         else:
             result[name][position] = done
-    return dict(result)
+    return result
