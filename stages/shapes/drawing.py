@@ -1,4 +1,4 @@
-"""Outlines, textures and backgrounds: how one shape is put on a canvas, without anti-aliasing, so that masks are exact."""
+"""Outlines, textures and backgrounds: how a shape is put on a canvas, without anti-aliasing: masks are exact."""
 
 from __future__ import annotations
 
@@ -95,20 +95,23 @@ def draw_background(rng: np.random.Generator, width: int, height: int) -> Array:
     else:
         mix = np.clip((_smooth_noise(rng, width, height, cells=6) - 0.45) * 6, 0, 1)
     grain = _smooth_noise(rng, width, height, cells=max(width, height) // 3) * 20 - 10
-    image = first + (second - first) * mix[..., None] + grain[..., None]
-    return np.clip(image, 0, 255).astype(np.uint8)
+    mixed = first + (second - first) * mix[..., None] + grain[..., None]
+    image: Array = np.clip(mixed, 0, 255).astype(np.uint8)
+    return image
 
 
 def add_grain(image: Array, rng: np.random.Generator, strength: float = 4.0) -> Array:
     """The image with sensor noise of the given standard deviation, uint8."""
     span = round(strength * 12**0.5 / 2)  # a uniform distribution of this half-width has that deviation
     noise = rng.integers(-span, span + 1, image.shape, np.int16)
-    return np.clip(image + noise, 0, 255).astype(np.uint8)
+    noisy: Array = np.clip(image + noise, 0, 255).astype(np.uint8)
+    return noisy
 
 
 def _muted(rng: np.random.Generator) -> Array:
     lightness = rng.uniform(80, 160)
-    return np.clip(lightness + rng.uniform(-16, 16, 3), 0, 255).astype(np.float32)
+    tone: Array = np.clip(lightness + rng.uniform(-16, 16, 3), 0, 255).astype(np.float32)
+    return tone
 
 
 def _smooth_noise(rng: np.random.Generator, width: int, height: int, cells: int) -> Array:
@@ -178,4 +181,5 @@ def _centred(polygon: Array) -> Array:
     cross = x * y2 - x2 * y
     centre = np.array([((x + x2) * cross).sum(), ((y + y2) * cross).sum()]) / (3 * cross.sum())
     moved = polygon - centre
-    return moved / np.linalg.norm(moved, axis=1).max()
+    scaled: Array = moved / np.linalg.norm(moved, axis=1).max()
+    return scaled

@@ -31,7 +31,7 @@ class ShapesFolder:
 
 
 def write_images(folder: Path, config: ShapesConfig) -> ShapesFolder:
-    """Writes `images/*.jpg`, `instances.json` (COCO) and `truth.json` into `folder`; the same bytes for the same config.
+    """Writes `images/*.jpg`, `instances.json` (COCO) and `truth.json` into `folder`; one config, the same bytes.
 
     `truth.json` maps each annotation id (a string) to the exact mask (COCO RLE), exact box (xyxy), kind, colour,
     texture, size and position words, occlusion and area share; `defects` maps planted ones to their kind.

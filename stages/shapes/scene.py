@@ -49,7 +49,7 @@ def draw_scene(
     kinds: tuple[str, ...] = tuple(KINDS),
     textures: tuple[str, ...] = tuple(TEXTURES),
 ) -> Scene:
-    """A random scene of `size` (width, height) pixels, drawn in a few milliseconds; the same generator state, the same scene.
+    """A random scene of `size` (width, height) pixels, in a few milliseconds; one generator state, one scene.
 
     Between `objects[0]` and `objects[1]` shapes (fewer where the image is too full), no two of one kind and colour,
     each with at least 40 % of its drawn pixels visible.

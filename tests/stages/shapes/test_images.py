@@ -39,7 +39,8 @@ def test_another_process_writes_the_same_bytes(tmp_path: Path) -> None:
     config = ShapesConfig(images=3, seed=5, defects=0.3)
     write_images(tmp_path / "here", config)
     code = (
-        "import sys, pathlib; from stages.shapes.config import ShapesConfig; from stages.shapes.images import write_images;"
+        "import sys, pathlib; from stages.shapes.config import ShapesConfig;"
+        "from stages.shapes.images import write_images;"
         "write_images(pathlib.Path(sys.argv[1]), ShapesConfig.model_validate_json(sys.argv[2]))"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "there"), config.model_dump_json()], check=True)
