@@ -1,0 +1,242 @@
+"""Planning a pack: a pure function from tables to shards. The order of calls:
+
+plan = plan_pack(frames, config, packed=earlier_rows)      # polars, no pixels, seconds
+todo = plan.pending(earlier_rows)                          # light rows of the shards still to write
+for batch in todo.iter_slices(8):                          # bounded memory: bodies are filled in a batch at a time
+    units = plan.fill(batch)                               # pa.Table of `PackUnit`, for `PackStage` in the workers
+finish_pack(run_url, plan, all_rows_of_plan)               # driver: manifest, indexes, card
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from schemas.arrow import arrow_schema, conform
+from schemas.keys import digest_columns, digest_value, hash_binary
+from stages.pack.config import PackConfig
+from stages.pack.frames import PackFrames, to_ipc
+from stages.pack.records import PackUnit
+from stages.pack.select import exclusions, kept_captions
+from stages.pack.shards import cut, layout_digest, planned_media, record_bytes
+
+BODIES = ("media", "regions", "masks", "events", "captions")
+
+
+@dataclass(frozen=True)
+class PackPlan:
+    """A pack before it is written.
+
+    `units`: a row a shard (`PackUnit` without bodies, plus `ordinal`, `planned_bytes`). `members`: `media_key`,
+    `ordinal` of its shard group, `position` in the shard. `excluded`: counts as `select.exclusions` gives them.
+    `bodies`: the rows to pack, ordered as the shards are. `pack_id`: 16 hexadecimal digits naming what is packed and
+    how, so that equal inputs have equal names.
+    """
+
+    pack_id: str
+    config: PackConfig
+    units: pl.DataFrame
+    members: pl.DataFrame
+    excluded: pl.DataFrame
+    bodies: dict[str, pl.DataFrame]
+    offsets: dict[str, np.ndarray]
+
+    @property
+    def folder(self) -> str:
+        """The pack's folder inside the run."""
+        return f"packs/{self.pack_id}"
+
+    def pending(self, packed: pl.DataFrame | None) -> pl.DataFrame:
+        """The light rows of shards that no `ok` row of the `packed` table holds yet."""
+        if packed is None or packed.is_empty():
+            return self.units
+        done = packed.filter(pl.col("status") == "ok").select("shard_key", "input_digest")
+        return self.units.join(done, on=["shard_key", "input_digest"], how="anti", maintain_order="left")
+
+    def fill(self, units: pl.DataFrame) -> pa.Table:
+        """Units with their bodies: the table that `PackStage` takes. Memory is that of these shards' records."""
+        columns: dict[str, list[bytes]] = {name: [] for name in BODIES}
+        for kind, ordinal in units.select("kind", "ordinal").iter_rows():
+            for name in BODIES:
+                rows = self.body(name, ordinal)
+                columns[name].append(to_ipc(rows.clear() if kind == "media" and name != "media" else rows))
+        filled = units.with_columns(pl.Series(name, values, pl.Binary) for name, values in columns.items())
+        return conform(filled.to_arrow(), arrow_schema(PackUnit))
+
+    def body(self, name: str, ordinal: int) -> pl.DataFrame:
+        """The rows of one table that go into one shard."""
+        start, end = self.offsets[name][ordinal : ordinal + 2].tolist()
+        return self.bodies[name].slice(start, end - start)
+
+
+def plan_pack(frames: PackFrames, config: PackConfig, packed: pl.DataFrame | None = None) -> PackPlan:
+    """Plans the shards of a run's current tables.
+
+    `packed` are earlier rows of the `packed` table, all packs: shards with the same input digest are reused. Reads
+    every column of the tables once and holds the rows to be packed in memory; pixels are never touched.
+    """
+    captions = kept_captions(frames)
+    regions = frames.rows("regions").filter(pl.col("status") == "ok")
+    regions = regions.join(captions, on="region_key", how="semi")
+    masks = frames.rows("masks").filter(pl.col("status") == "ok")
+    events = frames.rows("events").filter(pl.col("status") == "ok")
+    media = frames.rows("media").filter(pl.col("status") == "ok")
+    # Media shards hold every media with an accepted mask, so that they do not change with a policy.
+    reach = masks if config.layout == "split" else captions
+    media = planned_media(media.join(reach, on="media_key", how="semi"), masks, events, config)
+    bodies = {
+        "media": media,
+        "regions": regions,
+        "masks": masks.join(captions, on="region_key", how="semi"),
+        "events": events.join(captions, on="region_key", how="semi"),
+        "captions": captions,
+    }
+    if config.layout == "joined":
+        sizes = record_bytes(bodies["regions"], bodies["masks"], captions)
+        media = media.join(sizes, on="media_key", how="left").with_columns(
+            planned_bytes=pl.col("planned_bytes") + pl.col("record_bytes").fill_null(0)
+        )
+        bodies["media"] = media.drop("record_bytes")
+    members, shards = _cut_all(bodies["media"], config)
+    bodies = {name: _ordered(name, frame, members) for name, frame in bodies.items()}
+    digests = _sample_digests(bodies, media_only=False)
+    offsets = {name: _offsets(frame, len(shards)) for name, frame in bodies.items()}
+    pack_id = digest_value({"config": config.model_dump(mode="json"), "samples": b"".join(digests)}).hex()[:16]
+    units = _units(shards, members, digests, _sample_digests(bodies, media_only=True), pack_id, config)
+    if packed is not None and not packed.is_empty():
+        units = _reusing(units, packed)
+    return PackPlan(pack_id, config, units, members, exclusions(frames), bodies, offsets)
+
+
+def _cut_all(media: pl.DataFrame, config: PackConfig) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Members (media_key, ordinal, position) and shard groups (ordinal, split, form, number, planned_bytes)."""
+    media = media.sort("pack_split", "form", "media_key")
+    member_parts, shards, ordinal = [], [], 0
+    for (split, form), part in media.group_by(["pack_split", "form"], maintain_order=True):
+        keys, sizes = part["media_key"].to_list(), part["planned_bytes"].to_list()
+        for number, (start, end) in enumerate(cut(keys, sizes, int(config.max_shard_bytes))):
+            member_parts.append(
+                pl.DataFrame(
+                    {
+                        "media_key": pl.Series(keys[start:end], dtype=pl.Binary),
+                        "ordinal": pl.Series([ordinal] * (end - start), dtype=pl.Int64),
+                        "position": pl.Series(range(end - start), dtype=pl.Int64),
+                    }
+                )
+            )
+            shards.append((ordinal, split, form, number, sum(sizes[start:end])))
+            ordinal += 1
+    schema = {"media_key": pl.Binary, "ordinal": pl.Int64, "position": pl.Int64}
+    members = pl.concat(member_parts) if member_parts else pl.DataFrame(schema=schema)
+    columns = ["ordinal", "split", "form", "number", "planned_bytes"]
+    types = {"ordinal": pl.Int64, "split": pl.String, "form": pl.String, "number": pl.Int64, "planned_bytes": pl.Int64}
+    return members, pl.DataFrame(shards, schema=types, orient="row").select(columns)
+
+
+_ORDER = {
+    "media": [],
+    "regions": ["region_key"],
+    "masks": ["region_key", "segment"],
+    "events": ["region_key", "event_index"],
+    "captions": ["region_key", "task", "language", "event_index"],
+}
+
+
+def _ordered(name: str, frame: pl.DataFrame, members: pl.DataFrame) -> pl.DataFrame:
+    frame = frame.join(members, on="media_key", how="inner")
+    return frame.sort("ordinal", "position", *_ORDER[name], maintain_order=True)
+
+
+def _offsets(frame: pl.DataFrame, num_shards: int) -> np.ndarray:
+    return np.searchsorted(frame["ordinal"].to_numpy(), np.arange(num_shards + 1))
+
+
+def _sample_digests(bodies: dict[str, pl.DataFrame], media_only: bool) -> list[bytes]:
+    """A digest a media, in shard order, over all that its sample is written from."""
+    parts = []
+    for rank, (name, columns) in enumerate(_WRITTEN.items()):
+        if media_only and name != "media":
+            continue
+        frame = bodies[name]
+        digest = digest_columns({column: frame[column].to_arrow() for column in columns})
+        parts.append(frame.select("ordinal", "position", rank=pl.lit(rank)).with_columns(digest=pl.Series(digest)))
+    rows = pl.concat(parts).sort("ordinal", "position", "rank", maintain_order=True)
+    joined = rows.group_by("ordinal", "position", maintain_order=True).agg(pl.col("digest"))
+    packed = pa.array([b"".join(digests) for digests in joined["digest"].to_list()], pa.large_binary())
+    return list(hash_binary(packed).to_pylist())
+
+
+# The columns that reach a shard's bytes; `digest` stands for the geometry of masks.
+_WRITTEN: dict[str, list[str]] = {
+    "media": ["media_key", "kind", "width", "height", "form", "num_frames", "fps", "clip_indices", "portable"],
+    "regions": [
+        "region_key", "source", "source_id", "split", "licence", "label", "frame_index", "time_s",
+        "box", "points",
+    ],
+    "masks": [
+        "region_key", "segment", "digest", "frame_index", "time_s", "box",
+        "predicted_iou", "stability", "seed_agreement", "mask_source",
+    ],
+    "events": ["region_key", "event_index", "start_frame", "end_frame", "start_s", "end_s", "absent", "motion"],
+    "captions": [
+        "region_key", "task", "language", "event_index", "text", "label", "definition", "function", "history",
+        "teacher", "model", "prompt_id", "prompt_hash",
+    ],
+}  # fmt: skip
+
+
+def _units(
+    shards: pl.DataFrame,
+    members: pl.DataFrame,
+    digests: list[bytes],
+    media_digests: list[bytes],
+    pack_id: str,
+    config: PackConfig,
+) -> pl.DataFrame:
+    settings = layout_digest(config)
+    starts = np.searchsorted(members["ordinal"].to_numpy(), np.arange(len(shards) + 1)).tolist()
+    keys = members["media_key"].to_list()
+    rows: list[dict[str, Any]] = []
+    for shard in shards.iter_rows(named=True):
+        start, end = starts[shard["ordinal"]], starts[shard["ordinal"] + 1]
+        base = {name: shard[name] for name in ("ordinal", "split", "form", "planned_bytes")}
+        name = f"{shard['form']}-{shard['number']:06d}.tar"
+        kind = "joined" if config.layout == "joined" else "captions"
+        content = digest_value({"settings": settings, "kind": kind, "samples": digests[start:end]})
+        path = f"packs/{pack_id}/{shard['split']}/{name}"
+        key = digest_value({"pack_id": pack_id, "shard": path})
+        rows.append({**base, "kind": kind, "shard": path, "shard_key": key, "input_digest": content})
+        if config.layout == "split":
+            content = digest_value({"settings": settings, "kind": "media", "samples": media_digests[start:end]})
+            path = f"media_shards/{shard['split']}/{shard['form']}-{keys[start].hex()[:8]}-{content.hex()[:16]}.tar"
+            key = digest_value({"shard": path})
+            rows.append({**base, "kind": "media", "shard": path, "shard_key": key, "input_digest": content})
+    rows = [{"pack_id": pack_id, "reuse_from": None, "reuse_sha256": None, "reuse_bytes": None, **row} for row in rows]
+    return pl.DataFrame(rows, schema=_UNIT_SCHEMA, orient="row")
+
+
+_UNIT_SCHEMA = {
+    "ordinal": pl.Int64,
+    "planned_bytes": pl.Int64,
+    "pack_id": pl.String,
+    "shard_key": pl.Binary,
+    "input_digest": pl.Binary,
+    "split": pl.String,
+    "form": pl.String,
+    "kind": pl.String,
+    "shard": pl.String,
+    "reuse_from": pl.String,
+    "reuse_sha256": pl.String,
+    "reuse_bytes": pl.Int64,
+}
+
+
+def _reusing(units: pl.DataFrame, packed: pl.DataFrame) -> pl.DataFrame:
+    whole = packed.filter((pl.col("status") == "ok") & (pl.col("missing").list.len() == 0))
+    earlier = whole.select("input_digest", reuse_from="shard", reuse_sha256="sha256", reuse_bytes="num_bytes")
+    units = units.drop("reuse_from", "reuse_sha256", "reuse_bytes")
+    return units.join(earlier.unique("input_digest", keep="last"), on="input_digest", how="left", maintain_order="left")

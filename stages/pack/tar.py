@@ -1,0 +1,141 @@
+"""Tar files whose bytes depend on their members alone, placed durably."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tarfile
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+
+from stages.pack.names import member_name
+
+_BLOCK = 512
+_RECORD = 20 * _BLOCK
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file in place: its SHA-256 (hexadecimal) and its size in bytes."""
+
+    sha256: str
+    num_bytes: int
+
+
+class TarWriter:
+    """Writes USTAR members with fixed owner, mode and time; hashes what it writes."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._sha256 = hashlib.sha256()
+        self._size = 0
+
+    def add(self, key: bytes, extension: str, data: bytes) -> None:
+        """One member, `<key in hexadecimal>.<extension>`. Raises `ValueError` for an extension that is no plain one."""
+        info = tarfile.TarInfo(member_name(key, extension))
+        info.size, info.mode, info.mtime = len(data), 0o644, 0
+        self._write(info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict"))
+        self._write(data)
+        self._write(bytes(-len(data) % _BLOCK))
+
+    def finish(self) -> Written:
+        """Ends the archive; the stream stays open."""
+        self._write(bytes(2 * _BLOCK))
+        self._write(bytes(-self._size % _RECORD))
+        return Written(self._sha256.hexdigest(), self._size)
+
+    def _write(self, data: bytes) -> None:
+        self._stream.write(data)
+        self._sha256.update(data)
+        self._size += len(data)
+
+
+def write_tar(url: str, members: Iterable[tuple[bytes, str, bytes]], options: dict[str, Any] | None = None) -> Written:
+    """Writes (key, extension, data) members to a local path or fsspec URL; the file appears whole or not at all."""
+    with placed(url, options) as stream:
+        writer = TarWriter(stream)
+        for key, extension, data in members:
+            writer.add(key, extension, data)
+        return writer.finish()
+
+
+def write_bytes(url: str, data: bytes, options: dict[str, Any] | None = None) -> Written:
+    """Writes a small file whole or not at all."""
+    with placed(url, options) as stream:
+        stream.write(data)
+    return Written(hashlib.sha256(data).hexdigest(), len(data))
+
+
+@contextmanager
+def placed(url: str, options: dict[str, Any] | None = None) -> Iterator[IO[bytes]]:
+    """A stream whose content is at `url` once the block ends without an error.
+
+    Local: temporary name beside it, fsync, rename, fsync of the folder. Object stores: a local temporary file, put
+    whole at the end, since closing a half-written upload would publish it.
+    """
+    filesystem, path = fsspec.core.url_to_fs(url, **(options or {}))
+    if "file" in filesystem.protocol:
+        with _placed_locally(Path(path)) as stream:
+            yield stream
+        return
+    with tempfile.NamedTemporaryFile(prefix="perceive-") as stream:
+        yield stream
+        stream.flush()
+        filesystem.makedirs(filesystem._parent(path), exist_ok=True)
+        filesystem.put_file(stream.name, path)
+
+
+@contextmanager
+def _placed_locally(path: Path) -> Iterator[IO[bytes]]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb", buffering=1 << 20) as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def link_or_copy(source: str, target: str, options: dict[str, Any] | None = None) -> bool:
+    """Puts an existing file at a second place without rewriting it (hard link, or copy inside the store).
+
+    Returns False where the source is gone.
+    """
+    filesystem, path = fsspec.core.url_to_fs(source, **(options or {}))
+    _, wanted = fsspec.core.url_to_fs(target, **(options or {}))
+    if not filesystem.exists(path):
+        return False
+    if "file" not in filesystem.protocol:
+        filesystem.copy(path, wanted)
+        return True
+    destination = Path(wanted)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    temporary = destination.with_name(f".{destination.name}.{os.getpid()}.part")
+    temporary.unlink(missing_ok=True)
+    os.link(path, temporary)
+    temporary.replace(destination)
+    temporary.unlink(missing_ok=True)  # rename of two names of one file leaves both
+    sync_folder(destination.parent)
+    return True
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames in a local folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

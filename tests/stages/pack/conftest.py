@@ -1,0 +1,205 @@
+"""A small corpus of real picture files and the tables that a run would have of it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+from schemas.arrow import to_table
+from schemas.caption import Caption, Decision
+from schemas.keys import digest_bytes, digest_value
+from schemas.mask import Mask
+from schemas.media import Media
+from schemas.region import Region, Selection
+from stages import masks as mask_algebra
+from stages.base import checked, with_digest
+from stages.pack import PackFrames, PackPlan, PackStage
+
+ZERO = bytes(16)
+
+
+def _frame(rows, model) -> pl.DataFrame:
+    return pl.DataFrame(pl.from_arrow(with_digest(to_table(rows, model), model)))
+
+
+def _picture(seed: int, width: int = 64, height: int = 48) -> np.ndarray:
+    return (
+        np.random.default_rng(seed).integers(0, 255, (height // 8, width // 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    )
+
+
+def _encoded(pixels: np.ndarray, encoding: str) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, encoding)
+    return out.getvalue()
+
+
+class Corpus:
+    """Pictures in a folder and their rows; `frames()` are the tables as they stand."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.media: list[Media] = []
+        self.regions: list[Region] = []
+        self.selection: list[Selection] = []
+        self.masks: list[Mask] = []
+        self.captions: list[Caption] = []
+        self.decisions: list[Decision] = []
+
+    def add(
+        self,
+        seed: int,
+        num_regions: int = 2,
+        encoding: str = "JPEG",
+        name: str | None = None,
+        group: bytes | None = None,
+    ):
+        """A picture with regions, each with an English and a Chinese brief caption, all kept."""
+        data = _encoded(_picture(seed), encoding)
+        path = self.folder / (name or f"picture-{seed}.{encoding.lower()}")
+        path.write_bytes(data)
+        key = digest_bytes(data)
+        self.media.append(
+            Media(
+                input_digest=ZERO,
+                media_key=key,
+                uri=str(path),
+                kind="image",
+                encoding=encoding.lower(),
+                num_bytes=len(data),
+                width=64,
+                height=48,
+                group_key=group or key,
+            )
+        )
+        for index in range(num_regions):
+            self.add_region(key, str(path), index)
+        return key
+
+    def add_region(self, media_key: bytes, uri: str, index: int, source: str = "coco") -> bytes:
+        region = digest_value([media_key, index])
+        box = (float(index), 2.0, index + 9.0, 12.0)
+        pixels = np.zeros((48, 64), bool)
+        pixels[2:12, index : index + 9] = True
+        same = {"input_digest": ZERO, "region_key": region}
+        self.regions.append(
+            Region(
+                **same,
+                media_key=media_key,
+                uri=uri,
+                kind="image",
+                source=source,
+                source_id=f"{index}",
+                split="val",
+                source_media_id="1",
+                licence="CC-BY-4.0",
+                box=box,
+                label="dog",
+            )
+        )
+        self.selection.append(Selection(**same, source=source))
+        self.masks.append(
+            Mask(
+                **same,
+                mask_key=digest_value([region, 0]),
+                media_key=media_key,
+                mask=mask_algebra.encode(pixels),
+                box=box,
+                stability=0.9,
+                seed_agreement=0.8,
+                mask_source="refined",
+                backend="grabcut",
+                area_share=90 / 3072,
+            )
+        )
+        for language, text in (("en", f"A dog {index}."), ("zh", f"一只狗{index}。")):
+            self.add_caption(region, media_key, language, text)
+        return region
+
+    def add_caption(
+        self,
+        region: bytes,
+        media_key: bytes,
+        language: str,
+        text: str,
+        task: str = "brief",
+        event: int = -1,
+        kept: bool = True,
+    ):
+        key = digest_value([region, task, language, event])
+        self.captions.append(
+            Caption(
+                input_digest=ZERO,
+                caption_key=key,
+                region_key=region,
+                media_key=media_key,
+                task=task,
+                language=language,
+                event_index=event,
+                text=text,
+                outcome="answer",
+                teacher="measured",
+                model="none",
+                prompt_id=f"{task}-{language}",
+                prompt_hash=digest_value(task),
+            )
+        )
+        status, reason = ("ok", None) if kept else ("filtered", "too_short")
+        self.decisions.append(
+            Decision(
+                input_digest=ZERO, caption_key=key, region_key=region, policy="default", status=status, reason=reason
+            )
+        )
+        return key
+
+    def reject(self, caption_key: bytes, reason: str = "too_short") -> None:
+        """The policy changes its mind about one caption."""
+        self.decisions = [
+            row.model_copy(update={"status": "filtered", "reason": reason}) if row.caption_key == caption_key else row
+            for row in self.decisions
+        ]
+
+    def frames(self) -> PackFrames:
+        return PackFrames(
+            media=_frame(self.media, Media),
+            regions=_frame(self.regions, Region),
+            selection=_frame(self.selection, Selection),
+            masks=_frame(self.masks, Mask),
+            captions=_frame(self.captions, Caption),
+            decisions=_frame(self.decisions, Decision),
+        )
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Corpus:
+    """Twelve JPEG pictures with two regions each."""
+    made = Corpus(tmp_path / "pictures")
+    for seed in range(12):
+        made.add(seed)
+    return made
+
+
+@pytest.fixture
+def new_corpus(tmp_path: Path) -> Callable[[str], Corpus]:
+    return lambda name: Corpus(tmp_path / name)
+
+
+def run_plan(plan: PackPlan, root: Path, packed: pl.DataFrame | None = None) -> pl.DataFrame:
+    """Writes what is pending of a plan as the runner would; returns all rows of `packed`."""
+    stage = PackStage(plan.config, str(root))
+    rows = [] if packed is None else [packed]
+    for batch in plan.pending(packed).iter_slices(2):
+        rows += [pl.DataFrame(pl.from_arrow(table)) for table in checked(stage, plan.fill(batch))]
+    return pl.concat(rows)
+
+
+@pytest.fixture
+def write() -> Callable[..., pl.DataFrame]:
+    return run_plan
