@@ -1,0 +1,207 @@
+"""The corpus as frames, and the units that each stage takes from them: joins by column name, nothing computed twice.
+
+All functions are pure: current rows in, units out. A unit's `input_digest` covers the columns that its stage reads
+and nothing else, so that a change recomputes what depends on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import polars as pl
+import pyarrow as pa
+
+from schemas.arrow import arrow_schema, conform
+from schemas.base import Record
+from schemas.caption import NO_EVENT, Language, Task
+from schemas.keys import digest_columns
+
+GEOMETRY = ("media_key", "kind", "frame_index", "time_s", "box", "points", "polygons", "mask", "track")
+MEDIA_COLUMNS = ("media_key", "width", "height", "num_frames", "fps", "duration_s", "orientation", "group_key")
+MASK_SCORES = (
+    "predicted_iou", "stability", "seed_agreement", "area_share", "parts", "main_part_share",
+    "holes_filled", "mask_source",
+)  # fmt: skip
+SEED_NAMES = {"box": "seed_box", "points": "seed_points", "polygons": "seed_polygons", "mask": "seed_mask"}
+VIDEO_TASKS: tuple[Task, ...] = ("video", "stream")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of one source: tasks and languages."""
+
+    tasks: tuple[Task, ...]
+    languages: tuple[Language, ...]
+
+
+def digest(frame: pl.DataFrame, columns: Iterable[str]) -> pl.Series:
+    """The digest of these columns, row by row, as a binary series."""
+    hashed = digest_columns({name: frame[name].to_arrow() for name in columns})
+    return pl.Series("digest", hashed.cast(pa.binary()), dtype=pl.Binary)
+
+
+def to_units(frame: pl.DataFrame, unit: type[Record]) -> pa.Table:
+    """The columns of a unit record out of a wider frame; nullable columns that it lacks are null."""
+    wanted = [name for name in unit.model_fields if name in frame.columns]
+    return conform(frame.select(wanted).to_arrow(), arrow_schema(unit))
+
+
+def located(regions: pl.DataFrame, media: pl.DataFrame, selection: pl.DataFrame) -> pl.DataFrame:
+    """Selected regions with their media's facts, one row a region."""
+    chosen = selection.filter(pl.col("status") == "ok").select("region_key")
+    good = regions.filter(pl.col("status") == "ok").join(chosen, on="region_key", how="semi")
+    facts = media.filter(pl.col("status") == "ok").select(MEDIA_COLUMNS)
+    return good.join(facts, on="media_key", how="inner", maintain_order="left")
+
+
+def refine_units(regions: pl.DataFrame, unit: type[Record]) -> pa.Table:
+    """Units of refine from `located` regions; the digest covers the geometry alone."""
+    return to_units(regions.with_columns(input_digest=digest(regions, GEOMETRY)), unit)
+
+
+def whole_masks(masks: pl.DataFrame) -> pl.DataFrame:
+    """One row a region whose mask is complete and `ok`: scores of its first segment, frames of all, `mask_digest`."""
+    good = masks.group_by("region_key").agg(
+        ok=(pl.col("status") == "ok").all() & (pl.len() == pl.col("num_segments").first())
+    )
+    chosen = masks.join(good.filter("ok"), on="region_key", how="semi").sort("region_key", "segment")
+    whole = chosen.group_by("region_key", maintain_order=True).agg(
+        pl.col("mask", "box", "backend", *MASK_SCORES).first(),
+        frames=pl.col("frames").explode(),
+        digests=pl.col("digest"),
+    )
+    if not len(whole):
+        return whole.with_columns(mask_digest=pl.lit(None, pl.Binary)).drop("digests")
+    empty = whole["frames"].list.eval(pl.element().is_not_null()).list.any()
+    frames = pl.when(empty).then(pl.col("frames")).otherwise(None)
+    return whole.with_columns(frames=frames, mask_digest=digest(whole, ["digests"])).drop("digests")
+
+
+def masked(regions: pl.DataFrame, masks: pl.DataFrame) -> pl.DataFrame:
+    """`located` regions that have a whole mask; their own geometry under its `seed_` names."""
+    return regions.rename(SEED_NAMES).join(whole_masks(masks), on="region_key", how="inner", maintain_order="left")
+
+
+def chunk_units(regions: pl.DataFrame, unit: type[Record]) -> pa.Table:
+    """Units of chunk from `masked` regions: the videos."""
+    videos = regions.filter(pl.col("kind") == "video")
+    return to_units(videos.with_columns(input_digest=digest(videos, ["region_key", "mask_digest", "fps"])), unit)
+
+
+def asked_of(
+    regions: pl.DataFrame, asked: Mapping[str, Asked], default: Asked, task: Task, language: Language
+) -> pl.DataFrame:
+    """The regions of which this task is asked in this language. Images have no video tasks; videos have these only,
+    unless their source names its tasks itself."""
+    rows = []
+    for source in regions["source"].unique().to_list():
+        wants = asked.get(source)
+        for kind in ("image", "video"):
+            tasks = (wants or default).tasks
+            if kind == "image":
+                fits = task in tasks and task not in VIDEO_TASKS
+            else:
+                fits = task in tasks if wants is not None else task in VIDEO_TASKS
+            if fits and language in (wants or default).languages:
+                rows.append({"source": source, "kind": kind})
+    pairs = pl.DataFrame(rows, schema={"source": pl.String, "kind": pl.String})
+    return regions.join(pairs, on=["source", "kind"], how="semi")
+
+
+def caption_keys(frame: pl.DataFrame, task: Task, language: Language) -> pl.DataFrame:
+    """The frame with `task`, `language`, `event_index` (if it has none) and `caption_key`."""
+    frame = frame.with_columns(task=pl.lit(task), language=pl.lit(language))
+    if "event_index" not in frame.columns:
+        frame = frame.with_columns(event_index=pl.lit(NO_EVENT, pl.Int64))
+    return frame.with_columns(caption_key=digest(frame, ["region_key", "task", "language", "event_index"]))
+
+
+_TEXT_INPUT = ("media_key", "mask_digest", "label", "hints", "is_part", "kind", "frame_index")
+
+
+def distill_units(
+    regions: pl.DataFrame, events: pl.DataFrame, task: Task, language: Language, unit: type[Record]
+) -> pa.Table:
+    """Units of distill for one task and language from `masked` regions of which it is asked.
+
+    A stream unit is an event; its digest chains through the events before it. A video unit waits for its events.
+    """
+    if task == "stream":
+        frame = _chained(regions, events)
+    elif task == "video":
+        listed = event_lists(events)
+        frame = regions.join(listed, on="region_key", how="inner", maintain_order="left")
+        frame = frame.with_columns(input_digest=digest(frame, [*_TEXT_INPUT, "events_digest"]))
+    else:
+        frame = regions.with_columns(input_digest=digest(regions, _TEXT_INPUT))
+    return to_units(caption_keys(frame, task, language), unit)
+
+
+_EVENT_COLUMNS = (
+    "region_key", "event_index", "num_events", "start_frame", "end_frame", "start_s", "end_s", "visible_share",
+    "absent", "motion",
+)  # fmt: skip
+
+
+def event_lists(events: pl.DataFrame) -> pl.DataFrame:
+    """One row a region whose events are complete: `events` (list of structs, in order) and `events_digest`."""
+    whole = _whole_events(events)
+    fields = ("event_index", "start_frame", "end_frame", "start_s", "end_s", "absent", "motion")
+    grouped = whole.group_by("region_key", maintain_order=True).agg(events=pl.struct(fields), digests=pl.col("digest"))
+    return grouped.with_columns(events_digest=digest(grouped, ["digests"])).drop("digests")
+
+
+def _whole_events(events: pl.DataFrame) -> pl.DataFrame:
+    complete = events.group_by("region_key").agg(
+        ok=(pl.col("status") == "ok").all() & (pl.len() == pl.col("num_events").first())
+    )
+    return events.join(complete.filter("ok"), on="region_key", how="semi").sort("region_key", "event_index")
+
+
+def _chained(regions: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
+    whole = _whole_events(events).select(*_EVENT_COLUMNS, event_digest="digest")
+    frame = whole.join(regions, on="region_key", how="inner", maintain_order="left")
+    own = frame.with_columns(own=digest(frame, [*_TEXT_INPUT, "event_digest"]))
+    done: list[pl.DataFrame] = []
+    before = pl.DataFrame(schema={"region_key": pl.Binary, "before": pl.Binary})
+    for _, wave in own.group_by("event_index", maintain_order=True):
+        wave = wave.join(before, on="region_key", how="left", maintain_order="left")
+        wave = wave.with_columns(input_digest=digest(wave, ["own", "before"]))
+        before = wave.select("region_key", before="input_digest")
+        done.append(wave.drop("own", "before"))
+    if not done:
+        return own.drop("own").with_columns(input_digest=pl.lit(None, pl.Binary))
+    return pl.concat(done).sort("region_key", "event_index")
+
+
+def score_frame(captions: pl.DataFrame, regions: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
+    """Captions that have a text, wide: their region's facts, mask scores, event, siblings and neighbours."""
+    told = captions.filter(pl.col("status") == "ok").rename({"digest": "text_digest"})
+    told = told.drop("input_digest", "status", "reason", "attempts", "message")
+    facts = regions.rename({"label": "source_label"}).drop(
+        "media_key", "input_digest", "digest", "status", "reason", "attempts"
+    )
+    wide = told.join(facts, on="region_key", how="inner", maintain_order="left")
+    spans = _whole_events(events).select(*_EVENT_COLUMNS)
+    wide = wide.join(spans, on=["region_key", "event_index"], how="left", maintain_order="left")
+    siblings = told.group_by("region_key").agg(
+        siblings=pl.struct("task", "language", "event_index", "text").sort_by("task", "language", "event_index")
+    )
+    around = regions.filter(pl.col("label").is_not_null()).group_by("media_key").agg(all_labels=pl.col("label").sort())
+    wide = wide.join(siblings, on="region_key", how="left").join(around, on="media_key", how="left")
+    others = pl.col("all_labels").list.set_difference(pl.concat_list(pl.col("source_label")))
+    return wide.with_columns(neighbours=others.fill_null([])).drop("all_labels")
+
+
+def score_units(frame: pl.DataFrame, unit: type[Record], reads: Sequence[str]) -> pa.Table:
+    """Units of one rule group from `score_frame`; the digest covers the caption and what the group reads."""
+    columns = [name for name in reads if name in frame.columns]
+    light = [name for name in columns if name not in _BY_DIGEST]
+    stands = ["mask_digest"] if len(light) != len(columns) else []
+    covered = dict.fromkeys(["text_digest", *light, *stands])
+    return to_units(frame.with_columns(input_digest=digest(frame, covered)), unit)
+
+
+# Heavy columns that `mask_digest` stands for in a digest.
+_BY_DIGEST = frozenset({"mask", "frames", "box", "seed_mask", "seed_polygons", "seed_points", "track"})
