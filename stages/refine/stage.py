@@ -1,0 +1,79 @@
+"""The refine stage: regions in, masks out; all regions of a media together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from schemas.arrow import from_table, to_table
+from schemas.mask import Mask
+from stages.base import Resources, Stage, groups
+from stages.refine.config import RefineConfig
+from stages.refine.grabcut import GrabCut
+from stages.refine.images import refine_images
+from stages.refine.seeds import RefineUnit
+from stages.sam2.checkpoint import checkpoint_identity
+
+
+class RefineStage(Stage):
+    """Boxes, points, polygons and rough masks become masks (images) and masklets (videos).
+
+    One row a region; for a video one a region and segment of at most 64 frames, yielded as each segment is done.
+    A media that cannot be read fails its own rows only.
+    """
+
+    name = "refine"
+    version = 1
+    table = "masks"
+    unit = RefineUnit
+    row = Mask
+    unit_field = "region_key"
+    group_by = ("media_key",)
+    count_field = "num_segments"
+
+    def __init__(self, config: RefineConfig) -> None:
+        self.config = config
+        self._refiner: Any = None
+        if config.backend == "sam2":
+            from stages.sam2.device import resolve_device  # torch is heavy: only where it is used
+
+            on_gpu = resolve_device(config.device).type == "cuda"
+            self.resources = Resources(num_cpus=4.0 if on_gpu else 1.0, num_gpus=1.0 if on_gpu else 0.0)
+            self.batch_groups = 512 if on_gpu else 8
+
+    def settings(self) -> dict[str, Any]:
+        """What decides a mask: the back end and its own settings, not where or how fast it runs."""
+        config = self.config
+        common = {"backend": config.backend, "prefer": config.prefer, "fill_holes": config.fill_holes}
+        if config.backend == "grabcut":
+            return common | {"side": config.grabcut_side, "steps": config.grabcut_steps, "redetect": config.redetect}
+        return common | {
+            "checkpoint": checkpoint_identity(config.checkpoint),
+            "precision": config.precision,
+            "two_pass": config.two_pass,
+            "multimask": config.multimask,
+            "redetect": config.redetect,
+        }
+
+    def open(self) -> None:
+        """Loads the back end; raises `CheckpointError`, which says how to get the weights, where they are missing."""
+        if self.config.backend == "grabcut":
+            self._refiner = GrabCut(self.config.grabcut_side, self.config.grabcut_steps)
+        else:
+            from stages.sam2.public import PublicImages
+
+            self._refiner = PublicImages.load(self.config)
+
+    def process(self, units: pa.Table) -> Iterator[pa.Table]:
+        """Rows an image, or a video's segment, at a time."""
+        media = [from_table(group, RefineUnit) for group in groups(units, self.group_by)]
+        images = [group for group in media if group[0].kind == "image"]
+        for rows in refine_images(self._refiner, images, self.config):
+            yield to_table(rows, Mask)
+
+
+def build_refine(config: RefineConfig) -> RefineStage:
+    """The refine stage of a configuration."""
+    return RefineStage(config)
