@@ -130,7 +130,9 @@ def apply(pam: Pam, tensors: Iterator[tuple[str, Tensor]]) -> LoadReport:
     wanted = {released_name(name): value for name, value in pam.state_dict().items()}
     tied = bool(pam.llm.config.tie_word_embeddings)
     seen: set[str] = set()
-    unexpected, mis_shaped, tolerated = [], [], []
+    unexpected: list[str] = []
+    mis_shaped: list[str] = []
+    tolerated: list[str] = []
     for name, value in tensors:
         target = wanted.get(name)
         if target is None:

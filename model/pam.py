@@ -66,7 +66,7 @@ class Pam(nn.Module):
 
         An image and the first frame of a clip at half resolution, the other frames at a quarter.
         """
-        dtype = self.projector.mm_projector_img[0].weight.dtype
+        dtype = self.projector.image_newline.dtype
         embed, tokens = embed.to(dtype), tokens.to(dtype)
         first = self.projector(*self.perceiver(embed[:, 0], tokens[:, 0], half=True), video=video)
         if not video:

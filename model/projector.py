@@ -36,4 +36,4 @@ class Projector(nn.Module):
         return torch.cat(parts, dim=1)
 
     def _row(self, vector: Tensor, batch: int) -> Tensor:
-        return vector.expand(batch, 1, -1).to(self.mm_projector_img[0].weight.dtype)
+        return vector.expand(batch, 1, -1)

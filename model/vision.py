@@ -134,14 +134,17 @@ class FrozenSam(nn.Module):
     `half_encoder` keeps the image encoder's weights in bfloat16: half the memory; the decoder stays in float32.
     """
 
-    def __init__(self, sam: nn.Module, half_encoder: bool = False) -> None:
+    sam: Any
+
+    def __init__(self, sam: Any, half_encoder: bool = False) -> None:
         super().__init__()
-        self.sam: Any = sam.eval().requires_grad_(False)
-        self.sam.multimask_output_in_sam = False
-        self.sam.binarize_mask_from_pts_for_mem_enc = True
-        self.sam.sam_mask_decoder.dynamic_multimask_via_stability = False
+        sam.eval().requires_grad_(False)
+        sam.multimask_output_in_sam = False
+        sam.binarize_mask_from_pts_for_mem_enc = True
+        sam.sam_mask_decoder.dynamic_multimask_via_stability = False
         if half_encoder:
-            self.sam.image_encoder.to(torch.bfloat16)
+            sam.image_encoder.to(torch.bfloat16)
+        self.sam = sam
 
     @property
     def image_size(self) -> int:
@@ -164,7 +167,7 @@ class FrozenSam(nn.Module):
         return next(self.sam.parameters()).device
 
     def preprocess(self, frames: Iterable[np.ndarray]) -> Tensor:
-        """RGB uint8 (H, W, 3) pictures of any size -> (n, 3, S, S) float32, resized by PIL as the released model does."""
+        """RGB uint8 (H, W, 3) pictures of any size -> (n, 3, S, S) float32; PIL resizes, as in the released model."""
         size = (self.image_size, self.image_size)
         squares = [np.asarray(Image.fromarray(frame).resize(size)) for frame in frames]
         pixels = torch.from_numpy(np.stack(squares)).to(self.device).permute(0, 3, 1, 2).float() / 255
@@ -269,6 +272,13 @@ class FrozenSam(nn.Module):
             full = F.interpolate(logits[None, None], (height, width), mode="bilinear", align_corners=False)[0, 0]
             masks.append(((full > 0) & (score > 0)).cpu().numpy())
         return masks
+
+
+def load_sam(name: str, device: torch.device | str = "cpu", half_encoder: bool = False) -> FrozenSam:
+    """The SAM 2 that a configuration names: `nano`, a Hugging Face id or a file. Raises its `CheckpointError`."""
+    from stages.sam2.load import load_model
+
+    return FrozenSam(load_model(name, torch.device(device)), half_encoder)
 
 
 def _alike(prompts: Sequence[Prompt]) -> list[list[int]]:
