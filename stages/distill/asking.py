@@ -1,0 +1,68 @@
+"""One question to the end: the requests that follow from each outcome, and what they cost together."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from schemas.caption import Usage
+from stages.teachers.config import RetryConfig
+from stages.teachers.protocol import Reply, Teacher, TeacherRequest
+
+OtherView = Callable[[], Awaitable[TeacherRequest | None]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The last reply, the request that it answers, and what all replies of this question cost."""
+
+    reply: Reply
+    request: TeacherRequest
+    attempts: int
+    usage: Usage
+
+
+async def ask(
+    teacher: Teacher, request: TeacherRequest, retry: RetryConfig, repair: Callable[[str], str], other_view: OtherView
+) -> Asked:
+    """Asks until there is an answer or the rules end.
+
+    Truncated: again with a higher limit. Invalid: a turn that shows the error. Refused: through another view, if
+    `other_view` makes one. Unavailable: the client has tried already. Each rule has its own count; a reply from the
+    ledger counts like a new one, so that a restart goes on where the last run stopped.
+    """
+    left = {"truncated": retry.truncated, "invalid": retry.invalid, "refused": retry.refused}
+    used = Usage()
+    attempts = 0
+    while True:
+        reply = await teacher.ask(request)
+        attempts += 1
+        used = add(used, reply.usage)
+        asked = Asked(reply, request, attempts, used)
+        if left.get(reply.outcome, 0) == 0:
+            return asked
+        left[reply.outcome] -= 1
+        following = await _next(request, reply, retry, repair, other_view)
+        if following is None:
+            return asked
+        request = following
+
+
+def add(one: Usage, two: Usage) -> Usage:
+    """The sum of two usages; a cost is known where at least one is."""
+    costs = [usage.cost_usd for usage in (one, two) if usage.cost_usd is not None]
+    return Usage(
+        prompt_tokens=one.prompt_tokens + two.prompt_tokens,
+        completion_tokens=one.completion_tokens + two.completion_tokens,
+        cost_usd=sum(costs) if costs else None,
+    )
+
+
+async def _next(
+    request: TeacherRequest, reply: Reply, retry: RetryConfig, repair: Callable[[str], str], other_view: OtherView
+) -> TeacherRequest | None:
+    if reply.outcome == "truncated":
+        return request.with_limit(round(request.max_tokens * retry.limit_factor))
+    if reply.outcome == "invalid":
+        return request.with_repair(reply.text or "", repair(reply.message or "it is not valid JSON"))
+    return await other_view()

@@ -1,0 +1,32 @@
+"""Builds the stage of one task and language."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from schemas.caption import Language, Task
+from stages.distill.config import CaptionsConfig
+from stages.distill.recipe import recipe_for
+from stages.distill.stage import DistillStage
+from stages.teachers.config import TeacherConfig
+from stages.teachers.source import TeacherSource
+
+
+def build_distill(
+    teacher: TeacherConfig,
+    captions: CaptionsConfig,
+    task: Task,
+    language: Language,
+    ledger: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    forgive_before: float = 0.0,
+) -> DistillStage:
+    """The stage that captions `task` in `language`; one such stage is one fingerprint.
+
+    `ledger` is the run's ledger folder or URL (needed by every teacher but `measured`), `storage_options` are for the
+    media's file systems and the ledger's. Raises `PromptError` or `ValueError` for settings that do not fit together.
+    """
+    recipe = recipe_for(teacher, captions, task, language)
+    options = dict(storage_options or {})
+    return DistillStage(recipe, TeacherSource(teacher, ledger, options, forgive_before), options)

@@ -1,0 +1,55 @@
+"""The units of distil: what one caption needs to know of its region."""
+
+from __future__ import annotations
+
+from schemas.base import Box, Key, Record
+from schemas.caption import NO_EVENT, Language, Task
+from schemas.geometry import FrameMask, Rle
+from schemas.media import MediaKind
+from schemas.region import Hint
+from schemas.sample import SampleEvent
+
+
+class CaptionUnit(Record):
+    """One caption to be made. `mask` and `box` (xyxy) are the refined ones, on the prompt frame."""
+
+    caption_key: Key
+    region_key: Key
+    media_key: Key
+    task: Task
+    language: Language
+    event_index: int = NO_EVENT
+    uri: str
+    kind: MediaKind
+    source: str
+    label: str | None = None
+    hints: list[Hint] = []
+    width: int
+    height: int
+    frame_index: int = 0
+    mask: Rle | None = None
+    box: Box | None = None
+    input_digest: Key
+
+
+class VideoUnit(CaptionUnit):
+    """The caption of a whole masklet; `frames` are all its segments, `events` its spans where it was chunked."""
+
+    frames: list[FrameMask] | None = None
+    events: list[SampleEvent] | None = None
+    duration_s: float | None = None
+    fps: float | None = None
+
+
+class StreamUnit(CaptionUnit):
+    """The caption of one event of a masklet; frames inclusive at both ends."""
+
+    frames: list[FrameMask] | None = None
+    num_events: int
+    start_frame: int
+    end_frame: int
+    start_s: float
+    end_s: float
+    visible_share: float
+    absent: bool
+    motion: str | None = None

@@ -1,0 +1,1 @@
+"""Teachers: one protocol, several back ends, and the ledger of what was paid for."""

@@ -1,0 +1,134 @@
+"""How teachers are configured."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from schemas.base import Record
+from stages.teachers.protocol import Decoding, Detail
+
+Backend = Literal["measured", "openai", "openai_batch", "vllm"]
+
+
+class LimitsConfig(Record):
+    """What one worker may do at once; the runner divides minute rates among workers.
+
+    `in_flight` is requests at a time; `requests_per_minute` and `tokens_per_minute` null means that only the server's
+    own rate-limit headers slow the client down. `timeout_s` is of one try, `tries` how often an unavailable server is
+    asked, `give_up_s` the longest wait between tries that a server may ask for.
+    """
+
+    in_flight: int = Field(default=64, ge=1, le=4096)
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+    timeout_s: float = Field(default=120.0, gt=0)
+    tries: int = Field(default=6, ge=1, le=50)
+    first_wait_s: float = Field(default=0.5, ge=0)
+    longest_wait_s: float = Field(default=60.0, gt=0)
+    give_up_s: float = Field(default=600.0, gt=0)
+
+
+class CapabilitiesConfig(Record):
+    """What the endpoint understands. Nothing here is guessed from the model's name.
+
+    `structured`: `json_schema` (OpenAI's `response_format`; vLLM and SGLang too), `structured_outputs` (vLLM's own
+    field), or `none` (the prompt states the shape, the validator judges). `patterns` false strips `pattern` and the
+    length bounds from the schema that is sent, for endpoints that refuse them. `token_field` is the name of the token
+    limit. `extra_body` is merged into every request and is part of its identity.
+    """
+
+    structured: Literal["json_schema", "structured_outputs", "none"] = "json_schema"
+    patterns: bool = True
+    strict: bool = True
+    token_field: Literal["max_tokens", "max_completion_tokens"] = "max_completion_tokens"
+    image_detail: bool = True
+    seed: bool = True
+    sampling: bool = True
+    extra_body: dict[str, Any] = {}
+
+
+class RetryConfig(Record):
+    """How often each outcome is answered with another request before the row fails.
+
+    A truncated answer is asked again with `limit_factor` times the tokens, an invalid one with a turn that shows the
+    error, a refused one through `other_view`.
+    """
+
+    truncated: int = Field(default=1, ge=0, le=3)
+    invalid: int = Field(default=1, ge=0, le=3)
+    refused: int = Field(default=1, ge=0, le=1)
+    limit_factor: float = Field(default=2.0, gt=1.0, le=8.0)
+    other_view: str = "full_mask"
+
+
+class BatchConfig(Record):
+    """The Batch API: the provider's limits for one job, and how it is waited for."""
+
+    max_requests: int = Field(default=50_000, ge=1, le=50_000)
+    max_bytes: int = Field(default=190_000_000, ge=1_000)
+    wait_s: float = Field(default=15.0, gt=0)
+    poll_s: float = Field(default=30.0, gt=0)
+    window: Literal["24h"] = "24h"
+
+
+class EngineConfig(Record):
+    """vLLM inside this process. `options` go to its `AsyncEngineArgs` as they are."""
+
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    num_gpus: float = Field(default=1.0, ge=0)
+    max_model_len: int | None = Field(default=8192, ge=256)
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    dtype: str = "auto"
+    start_timeout_s: float = Field(default=1800.0, gt=0)
+    options: dict[str, Any] = {}
+
+
+class TeacherConfig(Record):
+    """One teacher. `model` is the name that the endpoint knows, or for `vllm` a Hugging Face id or a folder.
+
+    The API key is read from the environment variable `api_key_env` when a client is made, and goes nowhere else. A
+    teacher is the same teacher (and its ledger entries are good) wherever it runs: `backend`, `base_url`, limits and
+    retries may change without a row being made again; `model`, `revision`, `decoding`, `detail` and what
+    `capabilities` sends may not.
+    """
+
+    backend: Backend = "measured"
+    model: str | None = None
+    revision: str | None = None
+    base_url: str | None = None
+    api_key_env: str | None = None
+    detail: Detail = "auto"
+    decoding: Decoding = Decoding()
+    limits: LimitsConfig = LimitsConfig()
+    capabilities: CapabilitiesConfig = CapabilitiesConfig()
+    retry: RetryConfig = RetryConfig()
+    batch: BatchConfig = BatchConfig()
+    engine: EngineConfig = EngineConfig()
+    prices: str | None = None
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if self.backend != "measured" and not self.model:
+            raise ValueError(f"teacher.model is missing: backend {self.backend} needs the name of a model")
+        return self
+
+    @property
+    def identity(self) -> str:
+        """The model as rows name it; with its revision where one is pinned."""
+        if self.backend == "measured":
+            return "measured"
+        return f"{self.model}@{self.revision}" if self.revision else str(self.model)
+
+    def settings(self) -> dict[str, Any]:
+        """What an answer depends on."""
+        if self.backend == "measured":
+            return {"model": "measured"}
+        sent = self.capabilities.model_dump(mode="json", exclude={"token_field"})
+        return {
+            "model": self.identity,
+            "decoding": self.decoding.model_dump(mode="json"),
+            "detail": self.detail,
+            "capabilities": sent,
+        }

@@ -1,0 +1,350 @@
+"""The ledger: every billed reply, kept before its row is, so that a usable answer is never bought twice.
+
+Each worker appends to a log of its own; a commit thread writes and fsyncs together what arrives within 50 ms or 64
+replies, and only then is a reply handed on. A closed log is a segment with a sorted index beside it. On an object store
+segments are uploaded (1,000 replies or 30 s) from a spool folder of this machine; logs that a killed process left are
+closed by whoever opens the ledger next. Only answers are reused; other outcomes are remembered as attempts already
+made, until they are forgiven (`retry-failed`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import queue
+import threading
+import time
+import uuid
+from collections import OrderedDict
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from schemas.keys import digest_value
+from stages.failpoints import failpoint
+from stages.teachers.segments import (
+    Entry,
+    Index,
+    Place,
+    index_bytes,
+    index_from,
+    index_of,
+    merged,
+    pack_record,
+    parse_record,
+    read_records,
+)
+
+GROUP_REPLIES = 64
+GROUP_SECONDS = 0.05
+UPLOAD_REPLIES = 1000
+UPLOAD_SECONDS = 30.0
+LOCAL_SEGMENT_REPLIES = 100_000
+_SMALL_INDEX = 65_536
+_OPEN_FILES = 64
+
+
+class LedgerError(Exception):
+    """The ledger cannot be written; nothing more may be bought."""
+
+
+class Ledger:
+    """One worker's hand on the ledger at `url` (a local folder or any fsspec URL). Thread-safe once open.
+
+    `forgive_before` (Unix seconds) forgets attempts without an answer that are older.
+    """
+
+    def __init__(self, url: str, storage_options: dict[str, Any] | None = None, *, forgive_before: float = 0.0) -> None:
+        self.url = url.rstrip("/")
+        self.forgive_before = forgive_before
+        self._fs, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False, **(storage_options or {}))
+        self._root = root.rstrip("/")
+        protocol = self._fs.protocol if isinstance(self._fs.protocol, str) else self._fs.protocol[0]
+        self._local = Path(self._root) if protocol == "file" else None
+        self._folder = self._local or spool_folder(self.url)
+        self._indexes: list[Index] = []
+        self._files: OrderedDict[str, int] = OrderedDict()
+        self._lock = threading.RLock()
+        self._writer: _Writer | None = None
+        self._closing: dict[_Writer, threading.Thread] = {}
+
+    def open(self) -> None:
+        """Closes logs left by killed processes and maps the indexes of all segments."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        adopt_logs(self._folder)
+        if self._local is None:
+            self._upload_all()
+        self._indexes = self._read_indexes()
+
+    def lookup(self, request: bytes) -> Entry | None:
+        """The answer to a request, else its latest attempt that is not forgiven, else None."""
+        with self._lock:
+            places = [found for index in self._indexes for found in index.find(request)]
+            for writer in self._writers():
+                places += writer.find(request)
+            answers = [found for found in places if found[1].outcome == "answer"]
+            others = [found for found in places if found[1].created_s >= self.forgive_before]
+            if not answers and not others:
+                return None
+            name, place = max(answers or others, key=lambda found: found[1].created_s)
+            return parse_record(self._read(name, place))
+
+    def append(self, entry: Entry) -> Future[None]:
+        """Queues a reply; the future is done when the reply is on disk, and carries `LedgerError` if it is not."""
+        with self._lock:
+            if self._writer is not None and self._writer.full:
+                self._rotate()
+            if self._writer is None:
+                limits = (LOCAL_SEGMENT_REPLIES, None) if self._local else (UPLOAD_REPLIES, UPLOAD_SECONDS)
+                self._writer = _Writer(self._folder, *limits)
+            return self._writer.put(entry)
+
+    def close(self) -> None:
+        """Commits what is queued, closes the log and, for a remote ledger, uploads it."""
+        with self._lock:
+            if self._writer is not None:
+                self._rotate()
+            closing = list(self._closing.values())
+        for thread in closing:
+            thread.join()
+        with self._lock:
+            unfinished = [writer.path.name for writer in self._closing]
+            for handle in self._files.values():
+                os.close(handle)
+            self._files.clear()
+        if unfinished:
+            raise LedgerError(f"{self._folder}: {', '.join(unfinished)} could not be closed; see the log")
+
+    def _writers(self) -> list[_Writer]:
+        return [*self._closing, *([self._writer] if self._writer else [])]
+
+    def _rotate(self) -> None:
+        """Hands the log to a thread that closes it; until that is done its replies are found in the writer."""
+        assert self._writer is not None
+        writer, self._writer = self._writer, None
+        thread = threading.Thread(target=self._retire, args=(writer,), name="ledger-close", daemon=True)
+        self._closing[writer] = thread
+        thread.start()
+
+    def _retire(self, writer: _Writer) -> None:
+        segment = writer.seal()
+        added = []
+        if segment is not None:
+            if self._local is None:
+                self._upload(segment)
+            added = [self._index_at(segment)]
+        with self._lock:
+            small = [*added, *(index for index in self._indexes if len(index) < _SMALL_INDEX)]
+            self._indexes = [index for index in self._indexes if len(index) >= _SMALL_INDEX] + [merged(small)]
+            del self._closing[writer]
+
+    def _index_at(self, segment: Path) -> Index:
+        if self._local is not None:
+            return index_from(segment.with_suffix(".idx"), segment.name)
+        data: bytes = self._fs.cat_file(f"{self._root}/{segment.stem}.idx")
+        return index_from(data, segment.name)
+
+    def _read_indexes(self) -> list[Index]:
+        """Large indexes stay mapped; small ones and the logs of live writers are merged in memory."""
+        found = [self._index_at(Path(name)) for name in self._segments()]
+        if self._local is not None:
+            for log in sorted(self._folder.glob("*.wal")):
+                with log.open("rb") as stream:
+                    found.append(index_of(read_records(stream), log.name))
+        large = [index for index in found if len(index) >= _SMALL_INDEX]
+        return [*large, merged([index for index in found if len(index) < _SMALL_INDEX])]
+
+    def _segments(self) -> list[str]:
+        if self._local is not None:
+            return sorted(path.name for path in self._local.glob("*.seg"))
+        if not self._fs.exists(self._root):
+            return []
+        names = [path.rpartition("/")[2] for path in self._fs.ls(self._root, detail=False)]
+        return sorted(name[: -len(".idx")] + ".seg" for name in names if name.endswith(".idx"))
+
+    def _read(self, name: str, place: Place) -> bytes:
+        if self._local is None and not (self._folder / name).exists():
+            data: bytes = self._fs.cat_file(f"{self._root}/{name}", place.offset, place.offset + place.length)
+            return data
+        return os.pread(self._handle(name), place.length, place.offset)
+
+    def _handle(self, name: str) -> int:
+        """A descriptor of a log or segment; a log may have become a segment since it was indexed."""
+        if name in self._files:
+            self._files.move_to_end(name)
+            return self._files[name]
+        path = self._folder / name
+        self._files[name] = os.open(path if path.exists() else path.with_suffix(".seg"), os.O_RDONLY)
+        if len(self._files) > _OPEN_FILES:
+            os.close(self._files.popitem(last=False)[1])
+        return self._files[name]
+
+    def _upload_all(self) -> None:
+        for segment in sorted(self._folder.glob("*.seg")):
+            self._upload(segment)
+
+    def _upload(self, segment: Path) -> None:
+        """Segment first, index last: a segment without an index does not exist for readers."""
+        for suffix in (".seg", ".idx"):
+            failpoint(f"ledger.upload{suffix}.before")
+            self._fs.pipe_file(f"{self._root}/{segment.stem}{suffix}", segment.with_suffix(suffix).read_bytes())
+            failpoint(f"ledger.upload{suffix}.after")
+        segment.unlink()
+        segment.with_suffix(".idx").unlink()
+
+
+class _Writer:
+    """One log and the thread that commits groups of replies to it. Holds an exclusive lock on the file while alive."""
+
+    def __init__(self, folder: Path, max_replies: int, max_seconds: float | None) -> None:
+        self.path = folder / f"{time.time_ns():020d}-{os.getpid()}-{uuid.uuid4().hex[:8]}.wal"
+        self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        sync_folder(folder)
+        self._max_replies, self._max_seconds = max_replies, max_seconds
+        self._born, self._queued, self._offset = time.monotonic(), 0, 0
+        self._places: dict[bytes, list[Place]] = {}
+        self._queue: queue.SimpleQueue[tuple[Entry, Future[None]] | None] = queue.SimpleQueue()
+        self._broken: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="ledger-commit", daemon=True)
+        self._thread.start()
+
+    @property
+    def full(self) -> bool:
+        """Whether the log has as many replies, or is as old, as one segment may be."""
+        old = self._max_seconds is not None and time.monotonic() - self._born >= self._max_seconds
+        return self._queued >= self._max_replies or (old and self._queued > 0)
+
+    def put(self, entry: Entry) -> Future[None]:
+        done: Future[None] = Future()
+        self._queued += 1
+        self._queue.put((entry, done))
+        return done
+
+    def find(self, request: bytes) -> list[tuple[str, Place]]:
+        return [(self.path.name, place) for place in self._places.get(request, ())]
+
+    def seal(self) -> Path | None:
+        """Commits the rest and turns the log into a segment; returns its path, or None for an empty log."""
+        self._queue.put(None)
+        self._thread.join()
+        segment = seal_log(self.path)
+        os.close(self._file)
+        return segment
+
+    def _run(self) -> None:
+        going = True
+        while going:
+            group, going = self._collect()
+            if not group:
+                continue
+            try:
+                self._commit(group)
+            except OSError as error:
+                self._broken = LedgerError(f"{self.path}: {error}")
+            for _, done in group:
+                if self._broken is None:
+                    done.set_result(None)
+                else:
+                    done.set_exception(self._broken)
+
+    def _collect(self) -> tuple[list[tuple[Entry, Future[None]]], bool]:
+        """The next group, and whether to go on after it."""
+        first = self._queue.get()
+        if first is None:
+            return [], False
+        group, until = [first], time.monotonic() + GROUP_SECONDS
+        while len(group) < GROUP_REPLIES:
+            try:
+                item = self._queue.get(timeout=max(0.0, until - time.monotonic()))
+            except queue.Empty:
+                break
+            if item is None:
+                return group, False
+            group.append(item)
+        return group, True
+
+    def _commit(self, group: list[tuple[Entry, Future[None]]]) -> None:
+        if self._broken is not None:
+            return
+        records = [pack_record(entry) for entry, _ in group]
+        failpoint("ledger.append.before")
+        _write_all(self._file, b"".join(records))
+        failpoint("ledger.append.after")
+        os.fsync(self._file)
+        failpoint("ledger.fsync.after")
+        for record, (entry, _) in zip(records, group, strict=True):
+            place = Place(self._offset, len(record), entry.outcome, entry.created_s)
+            self._places.setdefault(entry.request, []).append(place)
+            self._offset += len(record)
+
+
+def adopt_logs(folder: Path) -> None:
+    """Closes every log in a folder whose writer is gone: the lock that a writer holds dies with it."""
+    for log in sorted(folder.glob("*.wal")):
+        try:
+            handle = os.open(log, os.O_RDWR)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if log.exists():
+                seal_log(log)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(handle)
+
+
+def seal_log(log: Path) -> Path | None:
+    """Turns a log into a segment: cuts a torn tail, writes the index, renames. Repeatable at every point.
+
+    A log without a whole record is removed (returns None). The rename comes last: an index beside a log is not read, so
+    a kill in between costs nothing.
+    """
+    segment = log.with_suffix(".seg")
+    with log.open("r+b") as stream:
+        records = list(read_records(stream))
+        end = records[-1][0] + records[-1][1] if records else 0
+        if stream.seek(0, io.SEEK_END) != end:
+            stream.truncate(end)
+            os.fsync(stream.fileno())
+    if not records:
+        log.unlink()
+        return None
+    failpoint("ledger.index.before")
+    temporary = log.with_suffix(".idx.tmp")
+    with temporary.open("wb") as out:
+        out.write(index_bytes(index_of(records, segment.name)))
+        out.flush()
+        os.fsync(out.fileno())
+    temporary.replace(log.with_suffix(".idx"))
+    failpoint("ledger.seal.before")
+    log.replace(segment)
+    sync_folder(log.parent)
+    failpoint("ledger.seal.after")
+    return segment
+
+
+def spool_folder(url: str) -> Path:
+    """Where this machine keeps the open logs of a remote ledger until they are uploaded."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "perceive" / "ledger" / digest_value(url).hex()
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes creations and renames in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _write_all(handle: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(handle, view) :]

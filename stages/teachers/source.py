@@ -1,0 +1,78 @@
+"""Where a worker's teacher comes from: configuration in, a started back end behind its ledger out."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from stages.teachers.config import TeacherConfig
+from stages.teachers.ledger import Ledger
+from stages.teachers.ledgered import LedgeredTeacher
+from stages.teachers.measured import MeasuredTeacher
+from stages.teachers.protocol import Teacher
+
+
+class TeacherSource:
+    """Makes the teacher of a configuration. Picklable until `make`: clients and files are opened in the worker.
+
+    `ledger` is the run's ledger folder or URL; only billed teachers use it. `forgive_before` (Unix seconds) lets
+    attempts without an answer be made again.
+    """
+
+    def __init__(
+        self,
+        config: TeacherConfig,
+        ledger: str | None,
+        storage_options: dict[str, Any] | None = None,
+        forgive_before: float = 0.0,
+    ) -> None:
+        self.config = config
+        self._ledger_url = ledger
+        self._storage_options = storage_options
+        self._forgive_before = forgive_before
+        self._ledger: Ledger | None = None
+
+    @property
+    def name(self) -> str:
+        """The back end, as rows name it."""
+        return self.config.backend
+
+    @property
+    def model(self) -> str:
+        """The model, as rows name it."""
+        return self.config.identity
+
+    @property
+    def sees(self) -> Literal["encoded", "pixels", "subject"]:
+        """What a request has to carry for this teacher."""
+        match self.config.backend:
+            case "measured":
+                return "subject"
+            case "vllm":
+                return "pixels"
+            case _:
+                return "encoded"
+
+    def make(self) -> Teacher:
+        """The teacher, behind its ledger if it is billed. Raises `ValueError` for a configuration that cannot work."""
+        teacher = _teacher(self.config)
+        if not teacher.billed:
+            return teacher
+        if self._ledger_url is None:
+            raise ValueError(f"teacher backend {self.config.backend} needs a ledger: replies cost money")
+        self._ledger = Ledger(self._ledger_url, self._storage_options, forgive_before=self._forgive_before)
+        self._ledger.open()
+        return LedgeredTeacher(teacher, self._ledger)
+
+    def close(self) -> None:
+        """Commits and closes the ledger."""
+        if self._ledger is not None:
+            self._ledger.close()
+            self._ledger = None
+
+
+def _teacher(config: TeacherConfig) -> Teacher:
+    match config.backend:
+        case "measured":
+            return MeasuredTeacher()
+        case _:
+            raise ValueError(f"teacher backend {config.backend!r} is not part of this installation")

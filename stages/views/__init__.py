@@ -1,0 +1,1 @@
+"""Views: what a teacher sees of a region."""
