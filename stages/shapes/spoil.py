@@ -1,4 +1,4 @@
-"""Spoils captions on purpose, in the ways teachers do, so that precision and recall of the text rules can be measured."""
+"""Spoils captions on purpose, in the ways teachers do, so that the text rules' precision and recall can be measured."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ RULE_OF: Final[dict[CaptionDefect, str]] = {
 
 CAPTION_DEFECTS: Final[tuple[CaptionDefect, ...]] = tuple(RULE_OF)
 
-_MARKS: Final = {
+_MARKS: Final[dict[Language, tuple[str, ...]]] = {
     "en": (
         "{rest}, inside the red bounding box.",
         "{rest}, highlighted with a yellow contour.",
@@ -47,7 +47,7 @@ _MARKS: Final = {
     ),
     "zh": ("红框中的物体：{text}", "{rest}，被黄色轮廓线标出。", "掩码区域内：{text}", "{rest}，用数字1标记。"),
 }
-_REFUSALS: Final = {
+_REFUSALS: Final[dict[Language, tuple[str, ...]]] = {
     "en": (
         "I'm sorry, but I can't help with identifying this object.",
         "As an AI language model, I am unable to describe this object.",
@@ -56,7 +56,7 @@ _REFUSALS: Final = {
     ),
     "zh": ("抱歉，我无法描述该物体。", "作为一个AI模型，我不能识别这个目标。", "很抱歉，图片太小，无法确定这是什么。"),
 }
-_OTHER: Final = {
+_OTHER: Final[dict[Language, tuple[str, ...]]] = {
     "en": (
         "画面左侧有一个红色的圆形物体，表面带有清晰的白色条纹，边缘光滑。",
         "这是一个蓝色的正方形，位于右下方，表面有格子图案，大小中等。",
@@ -68,7 +68,7 @@ _OTHER: Final = {
         "A blue square in the lower right with a checked surface, of medium size and not covered.",
     ),
 }
-_HEDGES: Final = {
+_HEDGES: Final[dict[Language, tuple[str, ...]]] = {
     "en": (
         "It appears to be something that is possibly this, or perhaps not: {text}",
         "{rest}, which seems to be some kind of toy, maybe, though it might be a sign.",
@@ -76,7 +76,7 @@ _HEDGES: Final = {
     ),
     "zh": ("这可能是，也许是：{text}", "{rest}，似乎是某种玩具，也可能是一个标志。", "看起来像是，大概是：{text}"),
 }
-_OPENERS: Final = {
+_OPENERS: Final[dict[Language, tuple[str, ...]]] = {
     "en": (
         "In this image, {text}",
         "The image shows {text}",
@@ -85,7 +85,7 @@ _OPENERS: Final = {
     ),
     "zh": ("图中显示，{text}", "这张图片展示了{text}", "在这幅图像中，{text}"),
 }
-_FILLER: Final = {
+_FILLER: Final[dict[Language, tuple[str, ...]]] = {
     "en": (
         "Its colour has been the subject of many conversations over the years.",
         "People often think of summer afternoons when they come across such a thing.",
@@ -115,7 +115,7 @@ _FILLER: Final = {
 
 def spoil(text: str, language: Language, defect: CaptionDefect, rng: np.random.Generator) -> str:
     """The caption with one defect, its wording drawn from `rng`. Raises `ValueError` for an unknown defect."""
-    templates = {
+    templates: dict[str, dict[Language, tuple[str, ...]]] = {
         "visual_prompt": _MARKS,
         "refusal": _REFUSALS,
         "wrong_language": _OTHER,
@@ -123,7 +123,7 @@ def spoil(text: str, language: Language, defect: CaptionDefect, rng: np.random.G
         "scene_opener": _OPENERS,
     }
     if defect in templates:
-        choices: Sequence[str] = templates[defect][language]
+        choices = templates[defect][language]
         return choices[int(rng.integers(len(choices)))].format(text=_lowered(text, language), rest=_unfinished(text))
     shaped: dict[str, Callable[[str, Language, np.random.Generator], str]] = {
         "truncated": _truncated,
