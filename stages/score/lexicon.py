@@ -1,0 +1,98 @@
+"""Lexicons: patterns in data files, per language, with examples that must and must not match."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from importlib import resources
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from schemas.caption import Language
+from schemas.keys import digest_bytes
+
+FOLDER = "stages.score.lexicons"
+
+
+class Examples(BaseModel):
+    """Sentences that a list must hit and sentences that it must leave alone."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    hit: list[str]
+    clean: list[str]
+
+
+class Lexicon(BaseModel):
+    """One list of patterns a language.
+
+    A pattern is a regular expression in the syntax that Python's `re` and Rust's `regex` share (no look-around);
+    `{name}` is replaced by the macro of that name. English patterns match whole words, all without regard to case.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    about: str
+    source: str
+    anchor: Literal["anywhere", "start", "end"] = "anywhere"
+    macros: dict[str, str] = {}
+    patterns: dict[Language, list[str]]
+    examples: dict[Language, Examples]
+    hash: str = ""
+
+    @model_validator(mode="after")
+    def _examples_for_all(self) -> Lexicon:
+        missing = [
+            language for language, patterns in self.patterns.items() if patterns and not self.examples.get(language)
+        ]
+        if missing:
+            raise ValueError(f"lexicon {self.name} has patterns but no examples for {missing}")
+        return self
+
+    def regex(self, language: Language) -> str | None:
+        """One expression for all patterns of a language, or None where the list has none."""
+        patterns = [_expand(pattern, self.macros) for pattern in self.patterns.get(language, [])]
+        if not patterns:
+            return None
+        body = "|".join(f"(?:{pattern})" for pattern in patterns)
+        words = rf"\b(?:{body})(?:\b|\s|$)" if language == "en" else f"(?:{body})"
+        if self.anchor == "start":
+            return rf"(?i)^[\s\"'“‘*#]*{words}[\s,，:：]*"
+        if self.anchor == "end":
+            return rf"(?i)(?:{words}|[,，、;；:：(（\[\-–—])\s*$"
+        return f"(?i){words}"
+
+    def hits(self, text: str, language: Language) -> list[str]:
+        """The stretches of one text that the list matches; for people and tests, stages count them in columns."""
+        expression = self.regex(language)
+        return [match.group(0) for match in re.finditer(expression, text)] if expression else []
+
+
+@lru_cache(maxsize=64)
+def load_lexicon(name: str) -> Lexicon:
+    """The lexicon `lexicons/<name>.yaml`. Raises `FileNotFoundError` naming the lists that exist."""
+    file = resources.files(FOLDER) / f"{name}.yaml"
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no lexicon {name!r}; there are {', '.join(lexicon_names())}")
+    data = file.read_bytes()
+    return Lexicon.model_validate(yaml.safe_load(data) | {"hash": digest_bytes(data).hex()})
+
+
+def lexicon_names() -> list[str]:
+    """The lexicons that travel with the package."""
+    names = (entry.name for entry in resources.files(FOLDER).iterdir())
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+
+
+def settings_of(*names: str) -> dict[str, Any]:
+    """What a fingerprint says of the lexicons that a rule reads."""
+    return {name: load_lexicon(name).hash for name in names}
+
+
+def _expand(pattern: str, macros: dict[str, str]) -> str:
+    for name, value in macros.items():
+        pattern = pattern.replace("{" + name + "}", value)
+    return pattern
