@@ -80,7 +80,7 @@ class Schema(Rule):
         stripped = pl.col("_text").str.strip_chars_end()
         finished = stripped.str.contains(FINISHED)
         dangling = stripped.str.contains(load_lexicon("dangling").regex(language) or "$^")
-        many = stripped.str.contains(SENTENCE_END + (r"\s+\S" if language == "en" else r"\s*\S"))
+        many = stripped.str.contains(SENTENCE_END + (r"\s+\p{Lu}" if language == "en" else r"\s*\S"))
         limit = (pl.col("finish_reason").fill_null("") == "length") | (pl.col("outcome").fill_null("") == "truncated")
         cut = pl.when(limit | dangling).then(1.0).when(finished).then(0.0).when(many).then(1.0).otherwise(0.5)
         cut = pl.when((pl.col("task") == "label") | (pl.col("_text") == "")).then(None).otherwise(cut)
