@@ -49,3 +49,32 @@ class MediaRef(Row):
     source_media_id: str
     split: str
     licence: str | None = None
+
+
+class Probe(Row):
+    """What was found behind one URI. `uri_key` = H(uri); `input_digest` = H(uri, size, mtime or etag).
+
+    A file that is missing or damaged has no media key and status `failed`. A file named by four sources is probed
+    once; media are the distinct `media_key`s of the probes, references join probes by `uri_key`.
+    """
+
+    key_field: ClassVar[str] = "uri_key"
+    content: ClassVar[tuple[str, ...]] = (
+        "media_key", "uri", "kind", "width", "height", "orientation", "num_frames", "fps", "status", "reason",
+    )  # fmt: skip
+
+    uri_key: Key
+    uri: str
+    kind: MediaKind
+    media_key: Key | None = None
+    encoding: str | None = None
+    num_bytes: int | None = None
+    width: int | None = None
+    height: int | None = None
+    orientation: int | None = None
+    phash: int | None = None
+    num_frames: int | None = None
+    fps: float | None = None
+    duration_s: float | None = None
+    note: str | None = None
+    message: str | None = None

@@ -1,0 +1,278 @@
+"""The COCO family: instances JSON of COCO itself and of LVIS v0.5 and v1.
+
+COCO (https://cocodataset.org/#format-data): `bbox` is `[x, y, width, height]` in pixels, `segmentation` a list of
+polygons, or run lengths for crowds. LVIS (https://www.lvisdataset.org/dataset): images carry `coco_url` and, in v0.5
+only, `file_name`; categories carry `def`, `synset` and `synonyms`.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from schemas.keys import digest_value
+from schemas.media import MediaKind
+from stages.ingest import jsonstream, rle
+from stages.ingest.base import Adapter, Source, SourceError, batches, numbers, xywh
+from stages.ingest.jsonstream import BadItem
+from stages.media.probe import ListedMedia
+
+Row = dict[str, Any]
+FileNames = Callable[[Mapping[str, Any]], tuple[str, ...]]
+Category = Callable[[Mapping[str, Any]], tuple[str, list[dict[str, str]]]]
+Extra = Callable[[Mapping[str, Any], Row, "Document"], None]
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """Where the members of the family differ: file names of an image, label and hints of a category, extra fields."""
+
+    names: FileNames
+    category: Category
+    annotation_keys: tuple[str, ...] = ("id", "image_id", "category_id", "bbox")
+    extra: Extra | None = None
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image entry, resolved."""
+
+    uri: str
+    media_id: str
+    width: float | None
+    height: float | None
+    licence: str | None = None
+
+
+@dataclass(frozen=True)
+class Document:
+    """What the annotations refer to: images, and each category's label and hints."""
+
+    images: Mapping[Any, Image]
+    categories: Mapping[Any, tuple[str, list[dict[str, str]]]]
+    raw: Mapping[str, list[Any]]
+
+
+def hint(kind: str, text: str, language: str = "en") -> dict[str, str]:
+    """A hint's fields."""
+    return {"kind": kind, "language": language, "text": text}
+
+
+def spoken(name: str) -> str:
+    """A category name as one says it: `car_(automobile)` becomes `car (automobile)`."""
+    return " ".join(name.replace("_", " ").split())
+
+
+def listed(source: Source, uri: str, media_id: str, kind: MediaKind = "image", **facts: Any) -> ListedMedia:
+    """A listing entry of this source."""
+    config = source.config
+    facts = {"split": config.split, "licence": config.licence} | facts
+    return ListedMedia(
+        uri_key=digest_value({"uri": uri}), uri=uri, kind=kind, source=config.name, source_media_id=media_id, **facts
+    )
+
+
+def image_names(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """`file_name` as written, then without the folders that some releases put before it."""
+    name = entry.get("file_name")
+    if not isinstance(name, str):
+        return ()
+    return (name, posixpath.basename(name))
+
+
+def lvis_names(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """The path in `coco_url` (`train2017/000000391895.jpg`: validation images partly lie there), then its name."""
+    url = entry.get("coco_url")
+    names = image_names(entry)
+    if not isinstance(url, str):
+        return names
+    parts = url.split("/")
+    return ("/".join(parts[-2:]), parts[-1], *names)
+
+
+def plain_category(entry: Mapping[str, Any]) -> tuple[str, list[dict[str, str]]]:
+    """COCO: the name."""
+    name = spoken(str(entry["name"]))
+    return name, [hint("label", name)]
+
+
+def lvis_category(entry: Mapping[str, Any]) -> tuple[str, list[dict[str, str]]]:
+    """LVIS: the name, its synonyms, its definition."""
+    name = spoken(str(entry["name"]))
+    hints = [hint("label", name)]
+    synonyms = entry.get("synonyms")
+    for synonym in synonyms if isinstance(synonyms, list) else []:
+        if isinstance(synonym, str) and spoken(synonym) != name:
+            hints.append(hint("label", spoken(synonym)))
+    if isinstance(entry.get("def"), str) and entry["def"].strip():
+        hints.append(hint("definition", entry["def"].strip()))
+    return name, hints
+
+
+COCO = Flavour(image_names, plain_category)
+LVIS = Flavour(lvis_names, lvis_category)
+
+
+def adapter(flavour: Flavour, version: int = 1, benchmark_splits: Mapping[str, str] | None = None) -> Adapter:
+    """The adapter of one member of the family."""
+
+    def media(source: Source) -> Iterator[ListedMedia]:
+        seen = set()
+        for entry in _entries(source, flavour, "images"):
+            image = _image(source, flavour, entry)
+            if image is not None and image.uri not in seen:
+                seen.add(image.uri)
+                found = source.roots.find(*flavour.names(entry))
+                yield listed(
+                    source,
+                    image.uri,
+                    image.media_id,
+                    num_bytes=found.num_bytes if found else None,
+                    etag=found.etag if found else None,
+                    missing=found is None,
+                )
+
+    def regions(source: Source) -> Iterator[pa.Table]:
+        document = read_document(source, flavour)
+        yield from batches(_rows(source, flavour, document))
+
+    return Adapter(version, media, regions, benchmark_splits=benchmark_splits or {})
+
+
+def read_document(source: Source, flavour: Flavour, extra: tuple[str, ...] = ()) -> Document:
+    """Images and categories of the file, annotations passed over. Raises `SourceError` where they are not there."""
+    path = source.config.annotation()
+    raw: dict[str, list[Any]] = {}
+    for name, piece in jsonstream.members(path, {"images", "categories", *extra}, source.config.storage_options):
+        raw.setdefault(name, []).extend(piece if isinstance(piece, list) else [])
+    for name in ("images", "categories"):
+        if name not in raw:
+            raise SourceError(f"{path}: no member {name!r} (found {sorted(raw)}): is this {source.config.format}?")
+    images = {}
+    for entry in raw.pop("images"):
+        image = _image(source, flavour, entry)
+        if image is not None and isinstance(entry["id"], int | str):
+            images[entry["id"]] = image
+    categories = {}
+    for entry in raw["categories"]:
+        if isinstance(entry, dict) and isinstance(entry.get("id"), int | str) and isinstance(entry.get("name"), str):
+            categories[entry["id"]] = flavour.category(entry)
+    return Document(images, categories, raw)
+
+
+def _entries(source: Source, flavour: Flavour, member: str) -> Iterator[Any]:
+    path = source.config.annotation()
+    found = False
+    for _, piece in jsonstream.members(path, {member}, source.config.storage_options):
+        found = True
+        yield from piece if isinstance(piece, list) else []
+    if not found:
+        names = sorted({name for name, _ in jsonstream.members(path, None, source.config.storage_options)})
+        raise SourceError(f"{path}: no member {member!r}, only {names}: is this {source.config.format}?")
+
+
+def _image(source: Source, flavour: Flavour, entry: Any) -> Image | None:
+    """None for an entry that names no image; its annotations will say `unknown_image`."""
+    if not isinstance(entry, dict) or "id" not in entry:
+        return None
+    names = flavour.names(entry)
+    found = source.roots.find(*names)
+    if not names:
+        return None
+    uri = found.uri if found else source.roots.missing_uri(names[0])
+    return Image(uri, str(entry["id"]), _size(entry.get("width")), _size(entry.get("height")))
+
+
+def _size(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else None
+
+
+def _rows(source: Source, flavour: Flavour, document: Document) -> Iterator[Row]:
+    path = source.config.annotation()
+    first = True
+    for index, entry in enumerate(_entries(source, flavour, "annotations")):
+        if first and isinstance(entry, dict):
+            first = False
+            absent = [name for name in flavour.annotation_keys if name not in entry]
+            if len(absent) > 1:
+                raise SourceError(
+                    f"{path}: the first annotation has the keys {sorted(entry)}, {source.config.format} needs "
+                    f"{list(flavour.annotation_keys)}"
+                )
+        yield annotation_row(path, index, entry, document, flavour)
+
+
+def annotation_row(path: str, index: int, entry: Any, document: Document, flavour: Flavour) -> Row:
+    """One annotation as a raw region, good or bad."""
+    if isinstance(entry, BadItem) or not isinstance(entry, dict):
+        what = (
+            f"{entry.error}: {entry.raw}" if isinstance(entry, BadItem) else f"expected an object, found {entry!r:.80}"
+        )
+        return bad(f"{path}#{index}", f"#{index}", "bad_record", f"annotation {index}: {what}")
+    source_id = entry.get("id", f"#{index}")
+    source_id = str(source_id)
+    image = _lookup(document.images, entry.get("image_id"))
+    if image is None:
+        return bad(
+            f"{path}#image_id={entry.get('image_id')!r:.40}",
+            source_id,
+            "unknown_image",
+            f"annotation {source_id}: image_id {entry.get('image_id')!r:.40} is not among the images",
+        )
+    row: Row = {
+        "uri": image.uri,
+        "source_id": source_id,
+        "source_media_id": image.media_id,
+        "width": image.width,
+        "height": image.height,
+        "is_crowd": bool(entry.get("iscrowd")),
+    }
+    category = _lookup(document.categories, entry.get("category_id"))
+    if category is None:
+        row["bad"] = "unknown_category"
+        row["message"] = f"category_id {entry.get('category_id')!r:.40} is not among the categories"
+    else:
+        row["label"], row["hints"] = category
+    try:
+        if "id" not in entry:
+            raise ValueError("the annotation has no id")
+        geometry(entry, row)
+        if flavour.extra is not None:
+            flavour.extra(entry, row, document)
+    except rle.EmptyMask as error:
+        row["bad"], row["message"] = "empty_mask", str(error)
+    except ValueError as error:
+        row["bad"], row["message"] = "bad_record", str(error)[:300]
+    return row
+
+
+def geometry(entry: Mapping[str, Any], row: Row) -> None:
+    """Box, polygons or mask of a COCO annotation. Raises `ValueError`."""
+    if entry.get("bbox") is not None:
+        row["box"] = xywh(entry["bbox"])
+    segmentation = entry.get("segmentation")
+    if isinstance(segmentation, dict):
+        row["mask"] = rle.record(segmentation)
+    elif isinstance(segmentation, list) and segmentation:
+        rings = segmentation if isinstance(segmentation[0], list) else [segmentation]
+        rings = [ring for ring in rings if ring]
+        if any(len(ring) % 2 or len(ring) < 6 for ring in rings if isinstance(ring, list)):
+            rings = [numbers(ring) for ring in rings if isinstance(ring, list) and not len(ring) % 2 and len(ring) >= 6]
+        row["polygons"] = rings or None
+    elif segmentation is not None and segmentation != []:
+        raise ValueError(f"segmentation must be polygons or run lengths, found {segmentation!r:.60}")
+    if row.get("box") is None and row.get("polygons") is None and row.get("mask") is None:
+        raise ValueError("neither a bbox nor a segmentation")
+
+
+def bad(uri: str, source_id: str, reason: str, message: str) -> Row:
+    """A record that names no media or cannot be read."""
+    return {"uri": uri, "source_id": source_id, "source_media_id": "", "bad": reason, "message": message[:300]}
+
+
+def _lookup(table: Mapping[Any, Any], key: Any) -> Any:
+    return table.get(key) if isinstance(key, int | str) else None
