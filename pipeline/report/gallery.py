@@ -1,0 +1,202 @@
+"""Which regions the report shows, and how each looks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from pipeline.report.counts import Tables
+from pipeline.report.data import CaptionCard, EventBar, Picture, RegionCard
+from pipeline.report.pictures import thumbnail
+from schemas.caption import TASKS
+from schemas.geometry import Rle
+from stages.base import UnitError
+from stages.media.images import load_image
+from stages.media.video import open_video
+
+_SIDE = 360
+_CELL = 180
+_CELLS = 6
+_FACTS = ("predicted_iou", "stability", "seed_agreement", "area_share", "parts", "backend", "verdict")
+
+
+def region_cards(
+    tables: Tables, most: int, seed: int = 0, storage_options: dict[str, Any] | None = None
+) -> list[RegionCard]:
+    """Up to `most` regions: half kept, half rejected, spread evenly over sources and first reasons."""
+    if "regions" not in tables or "media" not in tables:
+        return []
+    fates = _fates(tables)
+    chosen = _spread(fates, most, seed)
+    regions_chosen = tables["regions"].join(chosen, on="region_key", how="semi")
+    by_key = {region["region_key"]: region for region in regions_chosen.to_dicts()}
+    parts = {name: _by_region(tables.get(name), chosen) for name in ("masks", "events", "captions", "decisions")}
+    wanted = regions_chosen.select("media_key").drop_nulls()
+    media_of = _rows_by(tables["media"].join(wanted, on="media_key", how="semi"), "media_key")
+    cards = []
+    for key in chosen["region_key"]:
+        region = by_key[key]
+        media = media_of.get(region["media_key"], [None])[0]
+        cards.append(_card(region, media, {name: found.get(key, []) for name, found in parts.items()}, storage_options))
+    return cards
+
+
+def _fates(tables: Tables) -> pl.DataFrame:
+    """Regions that reached refine: region_key, source, kept, why (the first reason that ended it)."""
+    regions = tables["regions"].select("region_key", "source", "status").unique("region_key")
+    masks = tables.get("masks")
+    if masks is None or masks.is_empty():
+        return regions.filter(pl.col("status") == "ok").select(
+            "region_key", "source", kept=pl.lit(False), why=pl.lit("not refined yet")
+        )
+    bad = masks.filter(pl.col("status") != "ok").select("region_key", mask_reason=pl.coalesce("reason", "status"))
+    reached = regions.join(masks.select("region_key").unique(), on="region_key", how="semi")
+    reached = reached.join(bad.unique("region_key"), on="region_key", how="left")
+    judged = tables.get("decisions", tables.get("captions"))
+    if judged is None or judged.is_empty():
+        kept = pl.lit(False)
+        why = pl.coalesce("mask_reason", pl.lit("not captioned yet"))
+        return reached.select("region_key", "source", kept=kept, why=why)
+    each = judged.group_by("region_key").agg(
+        kept=(pl.col("status") == "ok").any(), why=pl.col("reason").drop_nulls().sort().first()
+    )
+    joined = reached.join(each, on="region_key", how="left")
+    return joined.select(
+        "region_key",
+        "source",
+        kept=pl.col("kept").fill_null(False),
+        why=pl.coalesce("mask_reason", "why", pl.lit("")),
+    )
+
+
+def _spread(fates: pl.DataFrame, most: int, seed: int) -> pl.DataFrame:
+    """Takes turns over (source, reason) groups within kept and rejected; the order inside a group is seeded."""
+    order = pl.col("region_key").hash(seed)
+    turns = fates.sort(order, "region_key").with_columns(turn=pl.int_range(pl.len()).over("kept", "source", "why"))
+    turns = turns.sort("turn", "source", "why", "region_key")
+    kept, rejected = turns.filter(pl.col("kept")), turns.filter(~pl.col("kept"))
+    half = most // 2
+    from_kept = min(len(kept), max(half, most - len(rejected)))
+    picked = pl.concat([kept.head(from_kept), rejected.head(most - from_kept)])
+    return picked.sort("turn", "source", "why", "region_key").select("region_key")
+
+
+def _by_region(frame: pl.DataFrame | None, chosen: pl.DataFrame) -> dict[bytes, list[dict[str, Any]]]:
+    return {} if frame is None else _rows_by(frame.join(chosen, on="region_key", how="semi"), "region_key")
+
+
+def _rows_by(frame: pl.DataFrame, name: str) -> dict[bytes, list[dict[str, Any]]]:
+    found: dict[bytes, list[dict[str, Any]]] = {}
+    for row in frame.to_dicts():
+        found.setdefault(row[name], []).append(row)
+    return found
+
+
+def _card(
+    region: dict[str, Any], media: dict[str, Any] | None, parts: dict[str, list[dict[str, Any]]], options: Any
+) -> RegionCard:
+    masks = sorted(parts["masks"], key=lambda mask: mask["segment"])
+    first = masks[0] if masks else None
+    decisions = {row["caption_key"]: row for row in parts["decisions"]}
+    captions = [_caption(row, decisions.get(row["caption_key"])) for row in parts["captions"]]
+    captions.sort(key=lambda card: (TASKS.index(card.task), card.language, card.event_index))  # type: ignore[arg-type]
+    reasons = {reason for card in captions for reason in card.reasons}
+    if first is not None and first["status"] != "ok":
+        reasons.add(first["reason"] or first["status"])
+    events = [
+        EventBar(
+            index=row["event_index"],
+            start_s=row["start_s"],
+            end_s=row["end_s"],
+            absent=row["absent"],
+            motion=row["motion"] or "",
+        )
+        for row in sorted(parts["events"], key=lambda row: row["event_index"])
+    ]
+    picture, storyboard, note = _pictures(region, media, masks, options)
+    return RegionCard(
+        region_key=region["region_key"].hex(),
+        source=region["source"],
+        source_id=region["source_id"],
+        label=region["label"] or "",
+        kind=region["kind"],
+        kept=any(card.status == "ok" for card in captions),
+        facts=_facts(first) | ({"picture": note} if note else {}),
+        tasks=sorted({card.task for card in captions}),
+        reasons=sorted(reasons),
+        picture=picture,
+        storyboard=storyboard,
+        duration_s=(media or {}).get("duration_s") or max((event.end_s for event in events), default=0.0),
+        events=events,
+        captions=captions,
+    )
+
+
+def _facts(mask: dict[str, Any] | None) -> dict[str, str]:
+    shown = {} if mask is None else {name: mask[name] for name in _FACTS if mask[name] is not None}
+    return {name: f"{value:.3f}" if isinstance(value, float) else str(value) for name, value in shown.items()}
+
+
+def _caption(row: dict[str, Any], decision: dict[str, Any] | None) -> CaptionCard:
+    judged = row if row["status"] != "ok" or decision is None else decision
+    reasons = [*(decision or {}).get("reasons", [])] or ([judged["reason"]] if judged["reason"] else [])
+    return CaptionCard(
+        task=row["task"],
+        language=row["language"],
+        event_index=row["event_index"],
+        text=row["text"] or row["message"] or "",
+        status=judged["status"],
+        reasons=reasons,
+        outcome=row["outcome"],
+    )
+
+
+def _pictures(
+    region: dict[str, Any], media: dict[str, Any] | None, masks: Sequence[dict[str, Any]], options: Any
+) -> tuple[Picture | None, list[Picture], str]:
+    """The thumbnail, the storyboard of a video, and why there is none."""
+    if media is None:
+        return None, [], "the media is not in the run"
+    try:
+        if media["kind"] == "video":
+            return (*_clip_pictures(region, media, masks), "")
+        first = masks[0] if masks else region
+        pixels = load_image(media["uri"], options)
+        return thumbnail(pixels, _SIDE, _rle(first["mask"]), region["box"]), [], ""
+    except UnitError as error:
+        return None, [], f"{error.reason}: {error.message}"
+
+
+def _clip_pictures(
+    region: dict[str, Any], media: dict[str, Any], masks: Sequence[dict[str, Any]]
+) -> tuple[Picture | None, list[Picture]]:
+    frames = {frame["frame_index"]: frame for mask in masks for frame in mask["frames"] or []}
+    seen = [index for index, frame in sorted(frames.items()) if frame["visible"]] or [region["frame_index"]]
+    prompt = masks[0]["frame_index"] if masks else region["frame_index"]
+    cells = sorted({seen[int(i)] for i in np.linspace(0, len(seen) - 1, _CELLS).round()})
+    wanted = sorted({prompt, *cells})
+    video: Any = open_video(media["uri"])
+    try:
+        pixels = dict(zip(wanted, video.frames(wanted), strict=True))
+    finally:
+        video.close()
+    first = masks[0] if masks else region
+    main = thumbnail(pixels[prompt], _SIDE, _rle(first["mask"]), region["box"], note=f"{first['time_s']:.2f} s")
+    board = [
+        thumbnail(
+            pixels[index], _CELL, _rle((frames.get(index) or {}).get("mask")), note=_when(frames.get(index), index)
+        )
+        for index in cells
+    ]
+    return main, board
+
+
+def _when(frame: dict[str, Any] | None, index: int) -> str:
+    return f"frame {index}" if frame is None else f"{frame['time_s']:.2f} s"
+
+
+def _rle(mask: dict[str, Any] | None) -> Rle | None:
+    return None if mask is None else Rle.model_validate(mask)

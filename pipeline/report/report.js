@@ -1,0 +1,35 @@
+"use strict";
+(() => {
+  const form = document.getElementById("filters");
+  if (!form) return;
+  const gallery = document.getElementById("cards");
+  const cards = [...gallery.children].map((node) => ({
+    node,
+    text: node.textContent.toLowerCase() + " " + node.id,
+    fate: [node.dataset.fate],
+    source: [node.dataset.source],
+    task: node.dataset.task.split("|"),
+    reason: node.dataset.reason.split("|"),
+  }));
+  const rows = [...document.querySelectorAll("table.filterable tbody tr")];
+  const apply = () => {
+    const wanted = Object.fromEntries(new FormData(form));
+    const text = wanted.text.trim().toLowerCase();
+    let shown = 0;
+    for (const card of cards) {
+      const fits = ["fate", "source", "task", "reason"].every((name) => !wanted[name] || card[name].includes(wanted[name]));
+      const show = fits && (!text || card.text.includes(text));
+      card.node.hidden = !show;
+      shown += show;
+    }
+    for (const row of rows) {
+      row.hidden = ["source", "task", "reason"].some((name) => wanted[name] && row.dataset[name] && row.dataset[name] !== wanted[name]);
+    }
+    gallery.classList.toggle("no-mask", !form.elements.mask.checked);
+    gallery.classList.toggle("no-box", !form.elements.box.checked);
+    document.getElementById("shown").value = `${shown} of ${cards.length}`;
+  };
+  form.addEventListener("input", apply);
+  form.addEventListener("submit", (event) => event.preventDefault());
+  apply();
+})();

@@ -1,0 +1,255 @@
+"""The report says what the tables say, shows hostile text as text, and needs nothing from outside."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import cv2
+import numpy as np
+import polars as pl
+import pytest
+
+from pipeline.inspect import InspectError, inspect, render
+from pipeline.report import render_report, report_data, write_report
+from schemas.arrow import to_table
+from schemas.caption import Caption, Decision, Usage
+from schemas.keys import digest_value
+from schemas.mask import Mask
+from schemas.media import Media
+from schemas.region import Region, Selection
+from stages.masks import encode
+
+HOSTILE = "</script><script>alert('x')</script><img src=http://example.org/x onerror=alert(1)>\"'&"
+
+
+def key(*parts) -> bytes:
+    return digest_value(list(parts))
+
+
+def frame(rows, model) -> pl.DataFrame:
+    return pl.DataFrame(pl.from_arrow(to_table(rows, model)))
+
+
+def make_tables(folder: Path, count: int = 6) -> dict[str, pl.DataFrame]:
+    """`count` regions on one photo: every third caption is rejected, the last region's mask is."""
+    image = np.full((90, 120, 3), 200, np.uint8)
+    cv2.circle(image, (50, 45), 20, (30, 60, 200), -1)
+    path = folder / "photo.png"
+    cv2.imwrite(str(path), image)
+    mask = encode(cv2.circle(np.zeros((90, 120), np.uint8), (50, 45), 20, 1, -1))
+    same = {"input_digest": bytes(16)}
+    media = Media(
+        **same,
+        media_key=key("m"),
+        uri=str(path),
+        kind="image",
+        encoding="png",
+        num_bytes=10,
+        width=120,
+        height=90,
+        group_key=key("m"),
+    )
+    regions, selection, masks, captions, decisions = [], [], [], [], []
+    for i in range(count):
+        region = key("r", i)
+        source = ("coco", "lvis")[i % 2]
+        regions.append(
+            Region(
+                **same,
+                region_key=region,
+                media_key=key("m"),
+                uri=str(path),
+                kind="image",
+                source=source,
+                source_id=str(i),
+                source_media_id="1",
+                split="val",
+                box=(28.0, 24.0, 72.0, 66.0),
+                label=HOSTILE if i == 0 else f"circle {i}",
+            )
+        )
+        selection.append(Selection(**same, region_key=region, source=source))
+        bad = {"status": "filtered", "reason": "mask_unstable"} if i == count - 1 else {}
+        masks.append(
+            Mask(
+                **same,
+                mask_key=key("k", i),
+                region_key=region,
+                media_key=key("m"),
+                mask=mask,
+                box=(30, 25, 71, 66),
+                stability=i / count,
+                backend="grabcut",
+                **bad,
+            )
+        )
+        if bad:
+            continue
+        for task in ("brief", "detailed"):
+            captions.append(
+                Caption(
+                    **same,
+                    caption_key=key("c", i, task),
+                    region_key=region,
+                    media_key=key("m"),
+                    task=task,
+                    language="en",
+                    text=HOSTILE if i == 0 else f"A red circle number {i}.",
+                    outcome="answer",
+                    teacher="measured",
+                    model="none",
+                    prompt_id="p",
+                    prompt_hash=key("p"),
+                    usage=Usage(prompt_tokens=10, completion_tokens=5, cost_usd=0.001),
+                )
+            )
+            kept = {"status": "filtered", "reason": "repetition", "reasons": ["repetition"]} if i % 3 == 2 else {}
+            decisions.append(
+                Decision(**same, caption_key=key("c", i, task), region_key=region, policy="default", **kept)
+            )
+    return {
+        "media": frame([media], Media),
+        "regions": frame(regions, Region),
+        "selection": frame(selection, Selection),
+        "masks": frame(masks, Mask),
+        "captions": frame(captions, Caption),
+        "decisions": frame(decisions, Decision),
+        "scores/repetition": pl.DataFrame(
+            {"caption_key": [row.caption_key for row in captions], "repeat_share": [0.1] * len(captions)}
+        ),
+    }
+
+
+@pytest.fixture
+def tables(tmp_path):
+    return make_tables(tmp_path)
+
+
+class Tags(HTMLParser):
+    """Start tags with their attributes, in order."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+
+def test_the_funnel_adds_up(tables):
+    data = report_data(tables, title="t", funnel={"distill": {"in": 12, "ok": 10, "pending": 2}})
+    total = {row.stage: row for row in data.funnel if row.source is None}
+    assert (total["ingest"].rows_in, total["ingest"].ok) == (6, 6)
+    assert (total["refine"].ok, total["refine"].filtered) == (5, 1)
+    assert (total["distill"].rows_in, total["distill"].ok, total["distill"].pending) == (12, 10, 2)
+    assert (total["decide"].ok, total["decide"].filtered) == (8, 2)
+    refined = {row.source: row.rows_in for row in data.funnel if row.stage == "refine"}
+    assert refined == {None: 6, "coco": 3, "lvis": 3}
+    for row in data.funnel:
+        assert row.rows_in == row.ok + row.filtered + row.failed + row.blocked + row.pending
+
+
+def test_reasons_yield_cost_and_distributions(tables):
+    data = report_data(tables, title="t", planned_usd=0.5)
+    reasons = {(row.stage, row.reason, row.task): row.count for row in data.reasons}
+    assert reasons == {
+        ("refine", "mask_unstable", None): 1,
+        ("decide", "repetition", "brief"): 1,
+        ("decide", "repetition", "detailed"): 1,
+    }
+    assert {(row.rule, row.source, row.task, row.judged, row.rejected) for row in data.yields} == {
+        ("repetition", "coco", "brief", 3, 1),
+        ("repetition", "coco", "detailed", 3, 1),
+    }
+    assert data.costs[0].actual_usd == pytest.approx(0.01)
+    assert data.costs[1].planned_usd == 0.5
+    assert {histogram.name for histogram in data.histograms} == {"stability", "repeat_share"}
+    assert [sum(histogram.counts) for histogram in data.lengths] == [5, 5]
+
+
+def test_hostile_text_stays_text_and_nothing_is_fetched(tables, tmp_path):
+    page = render_report(report_data(tables, title=HOSTILE, notes=[HOSTILE]))
+    tags = Tags(page)
+    assert sum(tag == "script" for tag, _ in tags.found) == 1
+    for tag, attributes in tags.found:
+        assert not any(name.startswith("on") for name in attributes), tag
+        for name in ("src", "href"):
+            assert (attributes.get(name) or "data:").startswith("data:")
+    assert not re.search(r"url\(|@import", page)
+    assert "&lt;/script&gt;" in page
+
+
+def test_every_region_is_shown_with_its_mask_and_its_fate(tables, tmp_path):
+    data = report_data(tables, title="t")
+    assert len(data.regions) == 6
+    assert {card.source_id: card.kept for card in data.regions} == {
+        "0": True, "1": True, "2": False, "3": True, "4": True, "5": False,
+    }  # fmt: skip
+    assert {reason for card in data.regions for reason in card.reasons} == {"repetition", "mask_unstable"}
+    for card in data.regions:
+        assert card.picture.mask.startswith("M")
+        assert card.picture.box.startswith("M28.0 24.0")
+    path = write_report(data, tmp_path / "out" / "report.html")
+    assert Path(path).read_text("utf-8") == render_report(data)
+
+
+def test_the_gallery_is_bounded_and_shows_both_fates(tmp_path):
+    data = report_data(make_tables(tmp_path, 40), title="t", max_regions=10)
+    assert len(data.regions) == 10
+    assert 3 <= sum(card.kept for card in data.regions) <= 7
+
+
+def test_a_missing_picture_is_said_not_hidden(tables, tmp_path):
+    (tmp_path / "photo.png").unlink()
+    data = report_data(tables, title="t")
+    assert all(card.picture is None for card in data.regions)
+    assert "missing_media" in render_report(data)
+
+
+def test_an_empty_run_has_a_report():
+    assert "No stage has run yet" in render_report(report_data({}, title="t"))
+
+
+def test_inspect_tells_one_region_whole_life(tables):
+    region = tables["regions"]["region_key"][2]
+    index = pl.DataFrame(
+        {
+            "region_key": [region.hex()] * 2,
+            "shard": ["packs/p/train/jpg-000000.tar"] * 2,
+            "sample": [3, 3],
+            "split": ["train"] * 2,
+        }
+    )
+    report = inspect(tables, region.hex()[:10], {"p": index})
+    assert report.region_key == region.hex()
+    assert [row["task"] for row in report.captions] == ["brief", "detailed"]
+    assert report.captions[0]["decision"]["reason"] == "repetition"
+    assert report.captions[0]["scores"]["repetition"]["repeat_share"] == 0.1
+    assert report.shards == [{"pack_id": "p", "shard": "packs/p/train/jpg-000000.tar", "sample": 3, "split": "train"}]
+    assert type(report).model_validate_json(report.model_dump_json()) == report
+    by_caption = inspect(tables, report.captions[1]["caption_key"])
+    assert by_caption.region_key == report.region_key
+
+
+def test_inspect_renders_for_a_terminal(tables):
+    from rich.console import Console
+
+    console = Console(record=True, width=100, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console.print(render(inspect(tables, tables["regions"]["region_key"][5].hex())))
+    text = console.export_text()
+    assert "mask_unstable" in text
+    assert "in no shard" in text
+
+
+@pytest.mark.parametrize(("asked", "says"), [("zz", "hexadecimal"), ("0000000000", "begins with")])
+def test_inspect_refuses_unknown_keys(tables, asked, says):
+    with pytest.raises(InspectError, match=says):
+        inspect(tables, asked)
+
+
+def test_inspect_lists_the_regions_of_a_media(tables):
+    with pytest.raises(InspectError, match="6 regions fit"):
+        inspect(tables, key("m").hex())
