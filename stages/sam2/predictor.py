@@ -1,4 +1,4 @@
-"""The model class of this package: the public video predictor, taking decoded frames and forgetting old memories."""
+"""The model class of this package: the public video predictor, taking decoded frames."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from sam2.sam2_video_predictor import SAM2VideoPredictor
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-REACH = 15
-"""Frames back to which object pointers reach; older memories change nothing."""
 
 
 class FrameSource(Protocol):
@@ -49,10 +47,3 @@ class Predictor(SAM2VideoPredictor):  # type: ignore[misc]
             "temp_output_dict_per_obj": {},
             "frames_tracked_per_obj": {},
         }
-
-    def forget(self, state: dict[str, Any], frame: int) -> None:
-        """Drops memories more than `REACH` frames from `frame`: memory stays bounded, answers do not change."""
-        for outputs in state["output_dict_per_obj"].values():
-            kept = outputs["non_cond_frame_outputs"]
-            for index in [index for index in kept if abs(index - frame) > REACH]:
-                del kept[index]
