@@ -1,0 +1,85 @@
+"""Packs are read by other people's libraries, without any code of this project."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stages.pack import PackConfig, finish_pack, plan_pack
+
+
+@pytest.fixture
+def pack(corpus, write, tmp_path):
+    """A finished pack of JPEG pictures, its corpus and its folder."""
+    plan = plan_pack(corpus.frames(), PackConfig(max_shard_bytes="16kB", validation_fraction=0.3))
+    finish_pack(str(tmp_path / "run"), plan, write(plan, tmp_path / "run"))
+    return tmp_path / "run" / plan.folder
+
+
+def shards(pack: Path) -> list[str]:
+    return [str(path) for path in sorted(pack.glob("*/*.tar"))]
+
+
+def original(corpus, name: str) -> np.ndarray:
+    media = next(media for media in corpus.media if media.media_key.hex() == name)
+    return np.asarray(Image.open(media.uri).convert("RGB"))
+
+
+def test_webdataset(pack, corpus):
+    import webdataset as wds
+
+    seen = {}
+    for sample in wds.WebDataset(shards(pack), shardshuffle=False).decode("pil"):
+        seen[sample["__key__"]] = sample
+        assert np.array_equal(np.asarray(sample["jpg"]), original(corpus, sample["__key__"]))
+        assert sample["json"]["media"]["media_key"] == sample["__key__"]
+    assert len(seen) == 12
+
+
+def test_wids(pack, corpus):
+    import wids
+
+    seen = set()
+    for index in sorted(pack.glob("*/index.json")):
+        dataset = wids.ShardListDataset(str(index), keep=True)
+        for position in range(len(dataset)):
+            sample = dataset[position]
+            seen.add(sample["__key__"])
+            assert sample[".json"]["regions"]
+    assert seen == {media.media_key.hex() for media in corpus.media}
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_datasets(pack, corpus, tmp_path, streaming):
+    import datasets
+
+    files = {split: [str(path) for path in sorted((pack / split).glob("*.tar"))] for split in ("train", "validation")}
+    loaded = datasets.load_dataset(
+        "webdataset", data_files=files, streaming=streaming, cache_dir=str(tmp_path / "cache")
+    )
+    seen = [row for split in loaded.values() for row in split]
+    assert len(seen) == 12
+    for row in seen:
+        assert np.array_equal(np.asarray(row["jpg"].convert("RGB")), original(corpus, row["__key__"]))
+        assert row["json"]["regions"][0]["captions"][0]["text"].startswith("A dog")
+
+
+@pytest.mark.slow
+def test_ray_data(pack, corpus):
+    import ray
+
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    try:
+        rows = ray.data.read_webdataset(shards(pack), decoder=None).take_all()
+    finally:
+        ray.shutdown()
+    assert {row["__key__"] for row in rows} == {media.media_key.hex() for media in corpus.media}
+    for row in rows:
+        picture = np.asarray(Image.open(io.BytesIO(row["jpg"])).convert("RGB"))
+        assert np.array_equal(picture, original(corpus, row["__key__"]))
+        assert json.loads(row["json"])["schema_version"] == 1
