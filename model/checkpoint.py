@@ -80,7 +80,7 @@ def save(pam: Pam, folder: Path, tokenizer: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(pam.config.model_dump_json(indent=2) + "\n")
     tokenizer.save_pretrained(str(folder))
-    state = {name: value.detach().cpu().contiguous() for name, value in released_state(pam).items()}
+    state = {name: value.detach().cpu().clone() for name, value in released_state(pam).items()}
     partial = folder / (WEIGHTS + ".partial")
     save_file(state, str(partial), metadata={"format": "pt"})
     partial.replace(folder / WEIGHTS)

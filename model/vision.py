@@ -205,13 +205,13 @@ class FrozenSam(nn.Module):
         `frames` yields the features of one frame of each of the B clips (or of one clip shown B times); prompts are on
         the first. Memory does not grow with `count`: frames that SAM 2 can no longer reach are dropped.
         """
-        memory: dict[str, dict[int, Any]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
-        inputs = self._inputs(prompts, sizes)
-        for at, features in enumerate(frames):
-            taps, out = self._step(features, at, inputs if at == 0 else None, memory, count, remember=True)
-            memory["cond_frame_outputs" if at == 0 else "non_cond_frame_outputs"][at] = out
-            memory["non_cond_frame_outputs"].pop(at - _POINTER_REACH, None)
-            yield taps
+        tracker = self.tracker(prompts, sizes, count)
+        for features in frames:
+            yield tracker.step(features)
+
+    def tracker(self, prompts: Sequence[Prompt], sizes: Sequence[Any], count: int) -> Tracker:
+        """The same frame by frame, for callers that hold the frames."""
+        return Tracker(self, prompts, sizes, count)
 
     @torch.no_grad()
     def _step(
@@ -272,6 +272,27 @@ class FrozenSam(nn.Module):
             full = F.interpolate(logits[None, None], (height, width), mode="bilinear", align_corners=False)[0, 0]
             masks.append(((full > 0) & (score > 0)).cpu().numpy())
         return masks
+
+
+class Tracker:
+    """Follows B targets through a clip of about `count` frames, one `step` a frame; the prompts are on the first.
+
+    Frames that SAM 2 can no longer reach are forgotten, so that a clip may be of any length.
+    """
+
+    def __init__(self, sam: FrozenSam, prompts: Sequence[Prompt], sizes: Sequence[Any], count: int) -> None:
+        self._sam, self._count, self._at = sam, count, 0
+        self._inputs: dict[str, Any] | None = sam._inputs(prompts, sizes)
+        self._memory: dict[str, dict[int, Any]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
+
+    def step(self, features: Features) -> Taps:
+        """The taps of the next frame; `features` has one picture a target."""
+        taps, out = self._sam._step(features, self._at, self._inputs, self._memory, self._count, remember=True)
+        self._memory["non_cond_frame_outputs" if self._at else "cond_frame_outputs"][self._at] = out
+        self._memory["non_cond_frame_outputs"].pop(self._at - _POINTER_REACH, None)
+        self._inputs = None
+        self._at += 1
+        return taps
 
 
 def load_sam(name: str, device: torch.device | str = "cpu", half_encoder: bool = False) -> FrozenSam:
