@@ -3,47 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from stages.base import UnitError
+from stages.media.decoders import frame_paths
+from stages.media.probe import content_digest
+from stages.media.video import Video, open_video
 from stages.pack.members import Member, encode_jpeg
 
 _SLICE = 32
 
 
-def clip_members(row: dict[str, Any], indices: Sequence[int], jpeg_quality: int) -> tuple[list[Member], list[float]]:
-    """(`NNN.jpg`, bytes) for each source frame of `indices`, and the presentation times in seconds.
+def clip_members(
+    row: dict[str, Any], jpeg_quality: int, options: dict[str, Any] | None = None
+) -> tuple[list[Member], list[float]]:
+    """(`NNN.jpg`, bytes) for each source frame in `clip_indices`, and the presentation times in seconds.
 
     `row` is the media's row. `NNN` counts the frames that are carried, so that the members of a sample sort as the
-    clip runs. Raises `UnitError` where the video cannot be read or has fewer frames than it had.
+    clip runs. JPEG frames of a frame folder travel as they are. Raises `UnitError` where the video cannot be read or
+    is no longer the one that was ingested.
     """
-    from stages.media.video import open_video
-
-    video: Any = open_video(row["uri"])
+    if content_digest(row["uri"], options)[0] != row["media_key"]:
+        raise UnitError("media_changed", f"{row['uri']} has other bytes than when it was ingested; ingest it again")
+    indices = row["clip_indices"]
+    video = open_video(row["uri"], row["fps"], storage_options=options)
     try:
         if indices and indices[-1] >= len(video):
-            message = f"{row['uri']} has {len(video)} frames, frame {indices[-1]} is wanted; ingest it again"
-            raise UnitError("media_changed", message)
-        members: list[Member] = []
-        for start in range(0, len(indices), _SLICE):
-            frames = video.frames(list(indices[start : start + _SLICE]))
-            members += [
-                (f"{start + offset:03d}.jpg", encode_jpeg(frame, jpeg_quality)) for offset, frame in enumerate(frames)
-            ]
-        return members, [float(video.times_s[index]) for index in indices]
+            message = f"{row['uri']} has {len(video)} frames that can be read, frame {indices[-1]} is wanted"
+            raise UnitError("unreadable_media", message)
+        frames = _original_frames(row["uri"], indices) or _decoded_frames(video, indices, jpeg_quality)
+        return [(f"{n:03d}.jpg", data) for n, data in enumerate(frames)], _times(video, indices)
     finally:
         video.close()
 
 
-def clip_times(row: dict[str, Any], indices: Sequence[int]) -> list[float]:
-    """The presentation times of frames; by the frame rate where the video cannot be opened any more."""
-    from stages.media.video import open_video
+def _original_frames(uri: str, indices: Sequence[int]) -> list[bytes]:
+    """The files of a frame folder, if they are all JPEG."""
+    if not uri.endswith("/"):
+        return []
+    paths = frame_paths(Path(uri.removeprefix("file://")))
+    chosen = [paths[index] for index in indices]
+    if any(path.suffix.lower() not in (".jpg", ".jpeg") for path in chosen):
+        return []
+    return [path.read_bytes() for path in chosen]
 
+
+def _decoded_frames(video: Video, indices: Sequence[int], jpeg_quality: int) -> list[bytes]:
+    encoded: list[bytes] = []
+    for start in range(0, len(indices), _SLICE):
+        frames = video.frames(indices[start : start + _SLICE])
+        encoded += [encode_jpeg(frame, jpeg_quality) for frame in frames]
+    return encoded
+
+
+def _times(video: Video, indices: Sequence[int]) -> list[float]:
+    return [float(video.times_s[index]) for index in indices]
+
+
+def clip_times(row: dict[str, Any], options: dict[str, Any] | None = None) -> list[float]:
+    """The presentation times of `clip_indices`; by the frame rate where the video cannot be opened any more."""
+    indices = row["clip_indices"]
     try:
-        video: Any = open_video(row["uri"])
+        video = open_video(row["uri"], row["fps"], storage_options=options)
     except UnitError:
         return [index / row["fps"] for index in indices] if row["fps"] else []
     try:
-        return [float(video.times_s[index]) for index in indices if index < len(video)]
+        return _times(video, [index for index in indices if index < len(video)])
     finally:
         video.close()

@@ -146,9 +146,9 @@ class _Shard:
         """The pixel members (none in a caption shard) and the times of a clip's frames."""
         clip = row["form"] == "clip"
         if self._unit.kind == "captions":
-            return [], clip_times(row, row["clip_indices"]) if clip else []
+            return [], clip_times(row, self._options) if clip else []
         if clip:
-            return clip_members(row, row["clip_indices"], self._quality)
+            return clip_members(row, self._quality, self._options)
         return [image_member(row, self._quality, self._options)], []
 
 

@@ -13,13 +13,17 @@ from PIL import Image
 
 from schemas.arrow import to_table
 from schemas.caption import Caption, Decision
+from schemas.event import Event
+from schemas.geometry import FrameMask
 from schemas.keys import digest_bytes, digest_value
 from schemas.mask import Mask
 from schemas.media import Media
 from schemas.region import Region, Selection
 from stages import masks as mask_algebra
 from stages.base import checked, with_digest
+from stages.media.probe import content_digest
 from stages.pack import PackFrames, PackPlan, PackStage
+from stages.shapes.clips import write_mp4
 
 ZERO = bytes(16)
 
@@ -34,9 +38,9 @@ def _picture(seed: int, width: int = 64, height: int = 48) -> np.ndarray:
     )
 
 
-def _encoded(pixels: np.ndarray, encoding: str) -> bytes:
+def _encoded(pixels: np.ndarray, encoding: str, **options: object) -> bytes:
     out = io.BytesIO()
-    Image.fromarray(pixels).save(out, encoding)
+    Image.fromarray(pixels).save(out, encoding, **options)
     return out.getvalue()
 
 
@@ -52,6 +56,7 @@ class Corpus:
         self.masks: list[Mask] = []
         self.captions: list[Caption] = []
         self.decisions: list[Decision] = []
+        self.events: list[Event] = []
 
     def add(
         self,
@@ -60,9 +65,11 @@ class Corpus:
         encoding: str = "JPEG",
         name: str | None = None,
         group: bytes | None = None,
-    ):
+        orientation: int = 1,
+        exif: Image.Exif | None = None,
+    ) -> bytes:
         """A picture with regions, each with an English and a Chinese brief caption, all kept."""
-        data = _encoded(_picture(seed), encoding)
+        data = _encoded(_picture(seed), encoding, **({"exif": exif} if exif else {}))
         path = self.folder / (name or f"picture-{seed}.{encoding.lower()}")
         path.write_bytes(data)
         key = digest_bytes(data)
@@ -77,11 +84,120 @@ class Corpus:
                 width=64,
                 height=48,
                 group_key=group or key,
+                orientation=orientation,
             )
         )
         for index in range(num_regions):
             self.add_region(key, str(path), index)
         return key
+
+    def add_clip(
+        self, seed: int, num_frames: int = 40, folder: bool = False, languages: tuple[str, ...] = ("en", "zh")
+    ):
+        """A clip (MP4, or a folder of JPEG frames) at 10 fps of a square that moves right, in two events."""
+        pixels = np.stack([self._clip_frame(seed, index) for index in range(num_frames)])
+        path = self.folder / (f"clip-{seed}" if folder else f"clip-{seed}.mp4")
+        if folder:
+            path.mkdir()
+            for index, frame in enumerate(pixels):
+                (path / f"{index:05d}.jpg").write_bytes(_encoded(frame, "JPEG"))
+        else:
+            write_mp4(path, pixels, fps=10)
+        uri = f"{path}/" if folder else str(path)
+        key, size = content_digest(uri)
+        same = {"input_digest": ZERO, "media_key": key}
+        self.media.append(
+            Media(
+                **same,
+                uri=uri,
+                kind="video",
+                encoding="frames" if folder else "mp4",
+                num_bytes=size,
+                width=64,
+                height=48,
+                group_key=key,
+                num_frames=num_frames,
+                fps=10.0,
+                duration_s=num_frames / 10,
+            )
+        )
+        region = digest_value([key, 0])
+        self.regions.append(
+            Region(
+                **same,
+                region_key=region,
+                uri=uri,
+                kind="video",
+                source="sav",
+                source_id="0",
+                source_media_id="1",
+                split="train",
+                box=(2.0, 10.0, 14.0, 22.0),
+                label="square",
+            )
+        )
+        self.selection.append(Selection(input_digest=ZERO, region_key=region, source="sav"))
+        frames = [self._frame_mask(index) for index in range(num_frames)]
+        for segment in range(0, (num_frames + 63) // 64):
+            part = frames[segment * 64 : (segment + 1) * 64]
+            first = frames[0] if segment == 0 else None
+            self.masks.append(
+                Mask(
+                    **same,
+                    mask_key=digest_value([region, segment]),
+                    region_key=region,
+                    segment=segment,
+                    num_segments=(num_frames + 63) // 64,
+                    mask=first and first.mask,
+                    box=first and first.box,
+                    frames=part,
+                    mask_source="source",
+                    backend="sam2",
+                )
+            )
+        half = num_frames // 2
+        for index, (start, end) in enumerate([(0, half - 1), (half, num_frames - 1)]):
+            self.events.append(
+                Event(
+                    **same,
+                    event_key=digest_value([region, index]),
+                    region_key=region,
+                    event_index=index,
+                    num_events=2,
+                    start_frame=start,
+                    end_frame=end,
+                    start_s=start / 10,
+                    end_s=(end + 1) / 10,
+                    visible_share=1.0,
+                    motion="moving right",
+                    backend="motion",
+                )
+            )
+        for language in languages:
+            self.add_caption(region, key, language, f"whole clip {language}", "video")
+            for index in range(2):
+                self.add_caption(region, key, language, f"event {index} {language}", "stream", index)
+        return key
+
+    @staticmethod
+    def _clip_frame(seed: int, index: int) -> np.ndarray:
+        frame = _picture(seed)
+        frame[10:22, 2 + index % 48 : 14 + index % 48] = (220, 30, 30)
+        return frame
+
+    @staticmethod
+    def _frame_mask(index: int) -> FrameMask:
+        pixels = np.zeros((48, 64), bool)
+        pixels[10:22, 2 + index % 48 : 14 + index % 48] = True
+        box = (2.0 + index % 48, 10.0, 14.0 + index % 48, 22.0)
+        return FrameMask(
+            frame_index=index,
+            time_s=index / 10,
+            visible=True,
+            box=box,
+            mask=mask_algebra.encode(pixels),
+            area_share=0.05,
+        )
 
     def add_region(self, media_key: bytes, uri: str, index: int, source: str = "coco") -> bytes:
         region = digest_value([media_key, index])
@@ -174,6 +290,7 @@ class Corpus:
             masks=_frame(self.masks, Mask),
             captions=_frame(self.captions, Caption),
             decisions=_frame(self.decisions, Decision),
+            events=_frame(self.events, Event),
         )
 
 
