@@ -135,21 +135,22 @@ class Ledger:
         if segment is not None:
             if self._local is None:
                 self._upload(segment)
-            added = [self._index_at(segment)]
+            added = [self._index_at(segment.name)]
         with self._lock:
             small = [*added, *(index for index in self._indexes if len(index) < _SMALL_INDEX)]
             self._indexes = [index for index in self._indexes if len(index) >= _SMALL_INDEX] + [merged(small)]
             del self._closing[writer]
 
-    def _index_at(self, segment: Path) -> Index:
+    def _index_at(self, segment: str) -> Index:
+        index = segment.removesuffix(".seg") + ".idx"
         if self._local is not None:
-            return index_from(segment.with_suffix(".idx"), segment.name)
-        data: bytes = self._fs.cat_file(f"{self._root}/{segment.stem}.idx")
-        return index_from(data, segment.name)
+            return index_from(self._local / index, segment)
+        data: bytes = self._fs.cat_file(f"{self._root}/{index}")
+        return index_from(data, segment)
 
     def _read_indexes(self) -> list[Index]:
         """Large indexes stay mapped; small ones and the logs of live writers are merged in memory."""
-        found = [self._index_at(Path(name)) for name in self._segments()]
+        found = [self._index_at(name) for name in self._segments()]
         if self._local is not None:
             for log in sorted(self._folder.glob("*.wal")):
                 with log.open("rb") as stream:

@@ -162,7 +162,7 @@ def _clusters(lab: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np
         )
         if np.allclose(moved, current, atol=0.1):
             break
-        current = moved
+        current = np.asarray(moved, np.float32)
     return current, owner
 
 

@@ -1,0 +1,118 @@
+"""The ledger: lookups, concurrent writers, forgiveness, remote segments."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from pathlib import Path
+
+import fsspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from schemas.caption import Outcome, Usage
+from schemas.keys import digest_value
+from stages.teachers.ledger import Ledger
+from stages.teachers.segments import Entry, index_bytes, index_from, index_of, pack_record, parse_record
+
+
+def entry(name: object, outcome: Outcome = "answer", at: float | None = None, text: str | None = None) -> Entry:
+    return Entry(
+        request=digest_value(name),
+        outcome=outcome,
+        text=text or str(name),
+        usage=Usage(prompt_tokens=10, completion_tokens=3, cost_usd=0.5),
+        teacher="openai",
+        model="m",
+        created_s=time.time() if at is None else at,
+    )
+
+
+def keep(ledger: Ledger, *entries: Entry) -> None:
+    for waiting in [ledger.append(one) for one in entries]:
+        waiting.result(timeout=10)
+
+
+def test_a_reply_is_found_at_once_and_after_reopening(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    ledger.open()
+    keep(ledger, entry("a"), entry("b"))
+    found = ledger.lookup(digest_value("a"))
+    assert found is not None
+    assert found.text == "a"
+    ledger.close()
+    again = Ledger(str(tmp_path))
+    again.open()
+    assert again.lookup(digest_value("b")) == entry("b", at=again.lookup(digest_value("b")).created_s)  # type: ignore[union-attr]
+    assert again.lookup(digest_value("c")) is None
+    again.close()
+
+
+def test_writers_side_by_side_lose_nothing(tmp_path: Path) -> None:
+    hands = [Ledger(str(tmp_path)) for _ in range(3)]
+    for hand in hands:
+        hand.open()
+    for number, hand in enumerate(hands):
+        keep(hand, *(entry([number, i]) for i in range(100)))
+    late = Ledger(str(tmp_path))
+    late.open()
+    assert all(late.lookup(digest_value([n, i])) for n in range(3) for i in range(100)), "logs being written are read"
+    for hand in (*hands, late):
+        hand.close()
+    last = Ledger(str(tmp_path))
+    last.open()
+    assert all(last.lookup(digest_value([n, i])) for n in range(3) for i in range(100))
+
+
+def test_an_answer_beats_later_attempts_and_attempts_can_be_forgiven(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    ledger.open()
+    keep(ledger, entry("a", at=10.0), entry("a", "invalid", at=20.0), entry("b", "refused", at=20.0))
+    ledger.close()
+    for forgive, expected in ((0.0, "refused"), (30.0, None)):
+        again = Ledger(str(tmp_path), forgive_before=forgive)
+        again.open()
+        first, second = again.lookup(digest_value("a")), again.lookup(digest_value("b"))
+        assert first is not None
+        assert first.outcome == "answer"
+        assert (second.outcome if second else None) == expected
+        again.close()
+
+
+def test_a_remote_ledger_is_uploaded_and_read_from_another_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"memory://{uuid.uuid4().hex}/ledger"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "one"))
+    here = Ledger(url)
+    here.open()
+    keep(here, *(entry(i) for i in range(1100)))
+    here.close()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "two"))
+    there = Ledger(url)
+    there.open()
+    found = [there.lookup(digest_value(i)) for i in range(1100)]
+    assert [one.text for one in found if one] == [str(i) for i in range(1100)]
+    there.close()
+    fs, root = fsspec.core.url_to_fs(url)
+    names = [path.rpartition("/")[2] for path in fs.ls(root, detail=False)]
+    assert sum(name.endswith(".seg") for name in names) == 2, "1,000 replies a segment"
+    assert not list((tmp_path / "one").rglob("*.seg"))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 20), st.text(max_size=40)), max_size=30))
+def test_records_and_indexes_round_trip(rows: list[tuple[int, str]]) -> None:
+    entries = [entry(name, at=1.0, text=text) for name, text in rows]
+    offset, records = 0, []
+    for one in entries:
+        data = pack_record(one)
+        assert parse_record(data) == one
+        records.append((offset, len(data), one))
+        offset += len(data)
+    index = index_from(index_bytes(index_of(records, "x.seg")), "x.seg")
+    for one in entries:
+        places = {place.offset for _, place in index.find(one.request)}
+        assert places == {at for at, _, other in records if other.request == one.request}
+    assert index.find(digest_value("never")) == []
