@@ -23,7 +23,7 @@ from stages.ingest import jsonstream, rle
 from stages.ingest.base import Adapter, Source, SourceError, batches, numbers
 from stages.ingest.coco import bad, hint, listed
 from stages.ingest.jsonstream import BadItem
-from stages.ingest.tracks import first_visible
+from stages.ingest.tracks import first_visible, mask_point
 from stages.media.probe import ListedMedia
 
 VIDEO_ENDINGS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".gif")
@@ -153,13 +153,8 @@ def _index(value: Any) -> int:
 def _track_point(item: Any) -> dict[str, Any]:
     if not isinstance(item, dict):
         raise ValueError("a track is a list of {frame_index, box, mask}")
-    mask = item.get("mask")
-    return {
-        "frame_index": _index(item.get("frame_index")),
-        "time_s": 0.0,
-        "box": numbers(item["box"], 4) if item.get("box") is not None else None,
-        "mask": rle.record(mask) if mask is not None else None,
-    }
+    box = numbers(item["box"], 4) if item.get("box") is not None else None
+    return mask_point(_index(item.get("frame_index")), item.get("mask"), box)
 
 
 def _point(item: Any) -> dict[str, Any]:

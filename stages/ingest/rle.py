@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pycocotools import mask as coco
 
 Runs = NDArray[np.int64]
 
@@ -117,26 +118,24 @@ def decode(runs: Runs, height: int, width: int) -> NDArray[np.bool_]:
     return np.repeat(inside, runs).reshape(width, height).T
 
 
-def encode(mask: NDArray[np.bool_]) -> Runs:
-    """The run lengths of a mask (H, W)."""
-    flat = np.ascontiguousarray(mask.T).ravel()
-    change = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    edges = np.concatenate([[0], change, [len(flat)]])
-    runs = np.diff(edges)
-    return np.concatenate([[0], runs]) if len(flat) and flat[0] else runs
-
-
 def record(segmentation: Any) -> dict[str, Any]:
     """The mask as our `Rle` record's fields. Raises `ValueError` as `runs_of` does, and `EmptyMask`."""
-    runs, height, width = runs_of(segmentation)
+    runs, _, _ = runs_of(segmentation)
     if not runs[1::2].any():
         raise EmptyMask("no pixel is inside the mask")
+    return of_runs(segmentation, runs)
+
+
+def of_runs(segmentation: dict[str, Any], runs: Runs) -> dict[str, Any]:
+    """Run lengths that `runs_of` has read, as our `Rle` record's fields; a compressed string is kept as it is."""
+    height, width = segmentation["size"]
     counts = segmentation["counts"]
     if isinstance(counts, bytes):
         counts = counts.decode("ascii")
-    return {"size": (height, width), "counts": counts if isinstance(counts, str) else compress(runs)}
+    return {"size": (int(height), int(width)), "counts": counts if isinstance(counts, str) else compress(runs)}
 
 
 def of_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
     """A mask (H, W) as our `Rle` record's fields."""
-    return {"size": (mask.shape[0], mask.shape[1]), "counts": compress(encode(mask))}
+    coded = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": (mask.shape[0], mask.shape[1]), "counts": coded["counts"].decode("ascii")}

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from schemas.arrow import arrow_schema, to_table
 from schemas.keys import digest_value
-from stages.ingest import coco, regions
+from stages.ingest import coco, palette, regions, sav
 from stages.ingest.base import Adapter, Source, SourceConfig, SourceError
 from stages.ingest.finish import Finisher
 from stages.ingest.listing import MediaRoots, list_files
@@ -35,6 +35,9 @@ def formats() -> Mapping[str, Adapter]:
         "coco": coco.adapter(coco.COCO),
         "lvis": coco.adapter(coco.LVIS, benchmark_splits={"val": "PACO/LVIS open-vocabulary (Osprey's 1k)"}),
         "regions": regions.ADAPTER,
+        "sav": sav.ADAPTER,
+        "davis": palette.DAVIS,
+        "youtube_vos": palette.YOUTUBE_VOS,
     }
 
 
