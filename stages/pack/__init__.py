@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from stages.pack.config import PackConfig
-from stages.pack.finish import PackIncompleteError, finish_pack, sampling_index
+from stages.pack.finish import PackIncompleteError, finish_pack, pack_effort, sampling_index
 from stages.pack.frames import PackFrames
 from stages.pack.plan import PackPlan, plan_pack
 from stages.pack.records import Packed, PackUnit
@@ -21,6 +21,7 @@ __all__ = [
     "Packed",
     "build_pack",
     "finish_pack",
+    "pack_effort",
     "plan_pack",
     "sampling_index",
 ]

@@ -16,12 +16,7 @@ def dataset_card(manifest: dict[str, Any]) -> str:
         "language": sorted({row["language"] for row in counts}),
         "task_categories": ["image-to-text", "image-segmentation"],
         "tags": ["webdataset", "region-captioning"],
-        "configs": [
-            {
-                "config_name": "default",
-                "data_files": [{"split": split, "path": f"{split}/*.tar"} for split in manifest["splits"]],
-            }
-        ],
+        "configs": _configs(manifest),
     }
     totals = manifest["totals"]
     lines = [
@@ -48,6 +43,21 @@ def dataset_card(manifest: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _configs(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """One configuration a form of sample, since a loader takes the members of the first sample for those of all."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for shard in manifest["shards"]:
+        if shard["kind"] != "media":
+            found.setdefault(shard["form"], {}).setdefault(shard["split"], []).append(shard["form"])
+    return [
+        {
+            "config_name": form,
+            "data_files": [{"split": split, "path": f"{split}/{form}-*.tar"} for split in splits],
+        }
+        for form, splits in sorted(found.items())
+    ]
 
 
 def _table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> list[str]:

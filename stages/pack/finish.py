@@ -62,6 +62,21 @@ def _rows_of(plan: PackPlan, packed: pl.DataFrame) -> pl.DataFrame:
     return rows
 
 
+def pack_effort(plan: PackPlan, packed: pl.DataFrame) -> dict[str, int]:
+    """What a pack cost to write: shards and bytes written for it, and those taken over from earlier packs.
+
+    This is history and not content, so it stays out of the manifest.
+    """
+    rows = _rows_of(plan, packed).filter(pl.col("status") == "ok")
+    fresh = rows.filter((pl.col("pack_id") == plan.pack_id) & (pl.col("bytes_written") > 0))
+    return {
+        "shards_written": len(fresh),
+        "bytes_written": int(fresh["bytes_written"].sum()),
+        "shards_reused": len(rows) - len(fresh),
+        "bytes_total": int(rows["num_bytes"].sum()),
+    }
+
+
 def sampling_index(plan: PackPlan, packed: pl.DataFrame) -> pl.DataFrame:
     """A row a caption that can be drawn for training, in shard order.
 
