@@ -1,8 +1,9 @@
 """Failpoints: places where a test may kill the process, to show that what is on disk there is a valid state.
 
 `PERCEIVE_FAILPOINT=name` kills the process with SIGKILL the first time `failpoint("name")` is reached, `name:n` the
-n-th time. `PERCEIVE_FAILPOINT_LOG=path` writes the name of every failpoint reached, a line each, so that a test can
-list them. Without these variables (read once, when the process starts) a failpoint is one comparison.
+n-th time; `name:n:stop` puts it to sleep with SIGSTOP instead. `PERCEIVE_FAILPOINT_LOG=path` writes the name of every
+failpoint reached, a line each, so that a test can list them. Without these variables (read once, when the process
+starts) a failpoint is one comparison.
 """
 
 from __future__ import annotations
@@ -10,32 +11,55 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 FAILPOINT_VARIABLE = "PERCEIVE_FAILPOINT"
 LOG_VARIABLE = "PERCEIVE_FAILPOINT_LOG"
 
 
-def _parse(setting: str) -> tuple[str, int]:
-    name, _, hit = setting.partition(":")
-    return name, int(hit or 1)
+@dataclass
+class _Failpoints:
+    """What this process was asked to do, and how often each failpoint was reached so far."""
+
+    name: str = ""
+    hit: int = 1
+    action: int = signal.SIGKILL
+    log: Path | None = None
+    hits: Counter[str] = field(default_factory=Counter)
+
+    def reached(self, name: str) -> None:
+        self.hits[name] += 1
+        if self.log is not None:
+            with self.log.open("a") as log:
+                log.write(name + "\n")
+        if name == self.name and self.hits[name] == self.hit:
+            os.kill(os.getpid(), self.action)
 
 
-_ARMED = _parse(os.environ[FAILPOINT_VARIABLE]) if FAILPOINT_VARIABLE in os.environ else None
-_LOG = Path(os.environ[LOG_VARIABLE]) if LOG_VARIABLE in os.environ else None
-_HITS: Counter[str] = Counter()
+def _from_environment() -> _Failpoints | None:
+    setting, log = os.environ.get(FAILPOINT_VARIABLE), os.environ.get(LOG_VARIABLE)
+    if not setting and not log:
+        return None
+    name, hit, action = [*(setting or "").split(":"), "", ""][:3]
+    return _Failpoints(
+        name=name,
+        hit=int(hit or 1),
+        action=signal.SIGSTOP if action == "stop" else signal.SIGKILL,
+        log=Path(log) if log else None,
+    )
+
+
+_ARMED = _from_environment()
 
 
 def failpoint(name: str) -> None:
-    """Kills this process here if the environment says so."""
-    if _ARMED is not None or _LOG is not None:
-        _reached(name)
+    """Kills (or stops) this process here if its environment says so."""
+    if _ARMED is not None:
+        _ARMED.reached(name)
 
 
-def _reached(name: str) -> None:
-    _HITS[name] += 1
-    if _LOG is not None:
-        with _LOG.open("a") as log:
-            log.write(name + "\n")
-    if (name, _HITS[name]) == _ARMED:
-        os.kill(os.getpid(), signal.SIGKILL)
+def rearm() -> None:
+    """Reads the environment again: for a process forked from one that had imported this module."""
+    global _ARMED
+    _ARMED = _from_environment()
