@@ -1,9 +1,9 @@
 """Exact segmentation of many tracks at once into stretches of straight-line motion.
 
 Optimal partitioning (B. Jackson et al., IEEE Signal Processing Letters 12, 2005; PELT, R. Killick et al., JASA 107,
-2012, is the same optimum with pruning): the cost of a stretch is the weighted squared error of one straight line in
-time a feature, and every stretch costs `penalty` more. Tracks are padded to one length, so that each step of the dynamic
-programme is a few NumPy operations for all of them.
+2012, is the same optimum with pruning). The cost of a stretch is the weighted squared error of one straight line in
+time a feature, and every stretch costs `penalty` more. Tracks are padded to one length, so that each step of the
+dynamic programme is a few NumPy operations for all of them.
 """
 
 from __future__ import annotations
