@@ -31,8 +31,30 @@ def encode(mask: NDArray[np.generic]) -> Rle:
     """The COCO compressed run lengths of a mask (H, W): non-zero is inside. Raises `ValueError` for other ranks."""
     if mask.ndim != 2:
         raise ValueError(f"a mask has two dimensions, this one has the shape {mask.shape}")
-    coded = coco.encode(np.asfortranarray(mask != 0, dtype=np.uint8))
-    return Rle(size=(mask.shape[0], mask.shape[1]), counts=coded["counts"].decode("ascii"))
+    height, width = mask.shape
+    box = box_of(mask != 0)
+    if box is None:
+        return Rle(size=(height, width), counts=_compressed(np.array([height * width])))
+    x0, y0, x1, y1 = (int(edge) for edge in box)
+    return encode_crop(mask[y0:y1, x0:x1] != 0, x0, y0, height, width)
+
+
+def encode_crop(crop: MaskArray, left: int, top: int, height: int, width: int) -> Rle:
+    """The run lengths of a mask (height, width) that is empty outside `crop`, which lies at (left, top).
+
+    Costs by the size of the crop, not of the image, and most of it outside Python's global lock.
+    """
+    columns = np.zeros((crop.shape[1], crop.shape[0] + 2), np.int8)
+    columns[:, 1:-1] = crop.T
+    steps = np.diff(columns, axis=1)
+    origin = (left + np.arange(crop.shape[1]))[:, None] * height + top
+    at = origin + np.arange(crop.shape[0] + 1)
+    starts, ends = at[steps == 1], at[steps == -1]
+    joined = ends[:-1] == starts[1:]  # a run over the foot of one column and the head of the next is one run
+    starts, ends = starts[np.r_[True, ~joined][: len(starts)]], ends[np.r_[~joined, True][: len(ends)]]
+    edges = np.stack([starts, ends], axis=1).ravel()
+    counts = np.diff(np.concatenate([[0], edges, [height * width]]))
+    return Rle(size=(height, width), counts=_compressed(counts if counts[-1] else counts[:-1]))
 
 
 def decode(rle: Rle) -> MaskArray:
@@ -116,6 +138,12 @@ def box_of(mask: MaskLike) -> Box | None:
         return (x, y, x + w, y + h)
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
+
+
+def cropped(mask: MaskArray, box: Box) -> MaskArray:
+    """The part of a mask (H, W) within a box of whole pixels, as a view."""
+    x0, y0, x1, y1 = (int(edge) for edge in box)
+    return mask[y0:y1, x0:x1]
 
 
 def iou(a: MaskLike, b: MaskLike) -> float:
@@ -206,6 +234,25 @@ def j_and_f(predictions: Sequence[MaskArray], truths: Sequence[MaskArray]) -> tu
 def as_array(mask: MaskLike) -> MaskArray:
     """The mask as a boolean array (H, W)."""
     return decode(mask) if isinstance(mask, Rle) else mask
+
+
+def _compressed(counts: NDArray[np.int64]) -> str:
+    """COCO's compressed string of run lengths (see `runs`)."""
+    values = counts.astype(np.int64)
+    values[3:] -= counts[1:-2]
+    groups = np.zeros((len(values), 8), np.uint8)
+    used = np.zeros((len(values), 8), np.bool_)
+    open_rows = np.ones(len(values), np.bool_)
+    for place in range(8):
+        low = values & 0x1F
+        values >>= 5
+        more = open_rows & np.where(low & 0x10, values != -1, values != 0)
+        groups[:, place] = low + 48 + 0x20 * more
+        used[:, place] = open_rows
+        open_rows = more
+        if not more.any():
+            break
+    return groups[used].tobytes().decode("ascii")
 
 
 def _coco(rle: Rle) -> dict[str, object]:

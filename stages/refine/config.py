@@ -22,7 +22,7 @@ class RefineConfig(Record):
     on a GPU).
 
     `two_pass` feeds each first mask back as a prompt. `multimask` lets SAM 2 propose three masks where the prompt is
-    one point, chosen by predicted IoU and agreement with the seed. `prefer` decides between the refined and the source
+    one point, chosen by predicted IoU. `prefer` decides between the refined and the source
     mask: `auto` is the rule of `stages.refine.verdict`. `fill_holes` is the largest hole filled, as a share of the
     mask's area. `redetect` is the IoU with a source mask on an annotated frame below which a track counts as drifted
     and is prompted anew from that frame.

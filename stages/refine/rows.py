@@ -25,6 +25,8 @@ def mask_row(
     unit: RefineUnit, backend: str, verdict: Verdict, segment: int = 0, frames: list[FrameMask] | None = None
 ) -> Mask:
     """The row of a refined region, or of one segment of its masklet; `mask` and `box` are of the prompt frame."""
+    height, width = verdict.mask.shape
+    crop = masks.cropped(verdict.mask, verdict.box)
     return Mask(
         input_digest=unit.input_digest,
         mask_key=mask_key(unit.region_key, segment),
@@ -34,8 +36,8 @@ def mask_row(
         num_segments=num_segments(unit.num_frames),
         frame_index=unit.frame_index,
         time_s=unit.time_s,
-        mask=masks.encode(verdict.mask),
-        box=masks.box_of(verdict.mask),
+        mask=masks.encode_crop(crop, int(verdict.box[0]), int(verdict.box[1]), height, width),
+        box=verdict.box,
         frames=frames,
         predicted_iou=verdict.predicted_iou,
         stability=verdict.stability,

@@ -62,15 +62,19 @@ class RefineStage(Stage):
         if self.config.backend == "grabcut":
             self._refiner = GrabCut(self.config.grabcut_side, self.config.grabcut_steps)
         else:
-            from stages.sam2.public import PublicImages
+            from stages.sam2.images import FastImages
 
-            self._refiner = PublicImages.load(self.config)
+            self._refiner = FastImages.load(self.config)
 
     def process(self, units: pa.Table) -> Iterator[pa.Table]:
         """Rows an image, or a video's segment, at a time."""
         media = [from_table(group, RefineUnit) for group in groups(units, self.group_by)]
         images = [group for group in media if group[0].kind == "image"]
-        for rows in refine_images(self._refiner, images, self.config):
+        if self.config.backend == "grabcut":
+            refined = refine_images(self._refiner, images, self.config)
+        else:
+            refined = self._refiner.refine_images(images)
+        for rows in refined:
             yield to_table(rows, Mask)
 
 

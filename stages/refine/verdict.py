@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from schemas.base import Box
 from schemas.mask import MaskSource
 from stages import masks
 from stages.base import UnitError
@@ -35,6 +36,7 @@ class Verdict:
     """The mask that was kept and what is known of it; the fields are those of `schemas.mask.Mask`."""
 
     mask: MaskArray
+    box: Box
     mask_source: MaskSource
     predicted_iou: float | None
     stability: float | None
@@ -56,14 +58,19 @@ def judge(image: Pixels, seed: Seed, candidate: Candidate, prefer: Prefer, fill_
     kept = refined if source == "refined" else seed.mask
     if kept is None or not kept.any():
         raise UnitError("empty_mask", "the refiner found nothing at this prompt, and the source gives no mask")
-    count, main_share = masks.parts(kept)
+    box = masks.box_of(kept)
+    if box is None:
+        raise UnitError("empty_mask", "the mask that was chosen is empty")
+    crop = masks.cropped(kept, box)
+    count, main_share = masks.parts(crop)
     return Verdict(
         mask=kept,
+        box=box,
         mask_source=source,
         predicted_iou=candidate.predicted_iou,
         stability=candidate.stability,
         seed_agreement=agreement(refined, seed),
-        area_share=float(np.count_nonzero(kept) / kept.size),
+        area_share=float(np.count_nonzero(crop) / kept.size),
         parts=count,
         main_part_share=main_share,
         holes_filled=holes if source == "refined" else 0,
@@ -134,10 +141,10 @@ def _without_small_holes(mask: MaskArray, share: float) -> tuple[MaskArray, int]
     box = masks.box_of(mask)
     if box is None or share <= 0:
         return mask, 0
-    x0, y0, x1, y1 = (int(edge) for edge in box)
-    inside, count = masks.fill_holes(mask[y0:y1, x0:x1], int(share * np.count_nonzero(mask)))
+    crop = masks.cropped(mask, box)
+    inside, count = masks.fill_holes(crop, int(share * np.count_nonzero(crop)))
     if not count:
         return mask, 0
     filled = mask.copy()
-    filled[y0:y1, x0:x1] = inside
+    masks.cropped(filled, box)[:] = inside
     return filled, count

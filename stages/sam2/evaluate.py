@@ -58,7 +58,10 @@ def _stills(model: Predictor, drawn: Drawn, seed: int) -> dict[str, Any]:
 @torch.inference_mode()
 def _tracked(model: Predictor, drawn: Drawn, seed: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed)
-    by_box, by_mask, copied, absent = [], [], [], []
+    by_box: list[Tensor] = []
+    by_mask: list[Tensor] = []
+    copied: list[Tensor] = []
+    absent: list[Tensor] = []
     for index in range(len(drawn)):
         pixels = normalise(drawn.pixels[index].to(model.device).permute(0, 3, 1, 2), model.image_size)
         owner = drawn.owner[index : index + 1].to(model.device)
@@ -107,7 +110,9 @@ def overlap(masks: Tensor, truth: Tensor) -> Tensor:
 
 def enlarged(logits: Tensor, like: Tensor) -> Tensor:
     """Bool masks at the size of `like` (r, H, W) from low-resolution logits (r, s, s)."""
-    return F.interpolate(logits.float()[:, None], size=like.shape[-2:], mode="bilinear", align_corners=False)[:, 0] > 0
+    large = F.interpolate(logits.float()[:, None], like.shape[-2:], mode="bilinear", align_corners=False)
+    inside: Tensor = large[:, 0] > 0
+    return inside
 
 
 def _filled(boxes: Tensor, size: int) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,12 +11,11 @@ from sam2.sam2_image_predictor import SAM2ImagePredictor
 from stages.refine.config import RefineConfig
 from stages.refine.seeds import Candidate, Pixels, Seed
 from stages.sam2.device import resolve_device, resolve_dtype
+from stages.sam2.encoder import inference
+from stages.sam2.images import STABILITY_OFFSET
 from stages.sam2.load import load_model
 from stages.sam2.predictor import Predictor
 from stages.sam2.prompts import Prompt, prompt_of
-
-STABILITY_OFFSET = 1.0
-"""SAM's stability: the IoU of the mask thresholded this far above and below its threshold."""
 
 
 class PublicImages:
@@ -47,7 +44,7 @@ class PublicImages:
     def _candidate(self, seed: Seed) -> Candidate:
         prompt = prompt_of(seed, self.model.image_size // 4, self.multimask)
         logits, predicted, low = self._predict(prompt)
-        best = best_of(predicted, logits, seed) if prompt.multimask else 0
+        best = int(predicted.argmax()) if prompt.multimask else 0
         if self.two_pass:
             again = Prompt(prompt.points, prompt.labels, low[best], multimask=False)
             logits, predicted, low = self._predict(again)
@@ -73,24 +70,7 @@ def image_predictor(model: Predictor) -> SAM2ImagePredictor:
     return predictor
 
 
-@contextmanager
-def inference(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Inference mode, under autocast where `dtype` is not fp32 (the package needs fp32 weights)."""
-    with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-        yield
-
-
 def stability(logits: np.ndarray[Any, Any]) -> float:
     """SAM's stability score of one mask's logits (H, W); 1.0 where even the lower threshold finds nothing."""
     union = np.count_nonzero(logits > -STABILITY_OFFSET)
     return float(np.count_nonzero(logits > STABILITY_OFFSET) / union) if union else 1.0
-
-
-def best_of(predicted: np.ndarray[Any, Any], logits: np.ndarray[Any, Any], seed: Seed) -> int:
-    """Which of several masks: predicted IoU, plus IoU with the source mask where there is one."""
-    scores = predicted.astype(np.float64).copy()
-    if seed.mask is not None:
-        inside = logits > 0
-        union = (inside | seed.mask).sum(axis=(1, 2))
-        scores += (inside & seed.mask).sum(axis=(1, 2)) / np.maximum(union, 1)
-    return int(scores.argmax())

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from pycocotools import mask as coco
 
 from schemas.geometry import Rle
 from stages import masks
@@ -29,6 +30,23 @@ def test_a_mask_survives_the_codec_and_its_runs_count_its_pixels(mask: np.ndarra
     assert masks.area(rle) == masks.area(mask) == int(mask.sum())
     assert sum(masks.runs(rle)[1::2]) == mask.sum()
     assert masks.from_runs(masks.runs(rle), *rle.size) == rle
+
+
+@given(any_mask)
+def test_the_codec_writes_what_pycocotools_writes(mask: np.ndarray) -> None:
+    theirs = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+    assert masks.encode(mask).counts == theirs["counts"].decode()
+
+
+def test_the_codec_writes_what_pycocotools_writes_for_long_runs() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        mask = np.zeros((1080, 1920), np.bool_)
+        for _ in range(30):
+            x, y, w, h = rng.integers(0, (1900, 1060, 900, 700))
+            mask[y : y + h, x : x + w] ^= True
+        theirs = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+        assert masks.encode(mask).counts == theirs["counts"].decode()
 
 
 @given(any_mask)
