@@ -9,6 +9,7 @@ from schemas.caption import Language, Task
 from stages.distill.config import CaptionsConfig
 from stages.distill.recipe import recipe_for
 from stages.distill.stage import DistillStage
+from stages.distill.video import StreamStage, VideoStage
 from stages.teachers.config import TeacherConfig
 from stages.teachers.source import TeacherSource
 
@@ -29,4 +30,5 @@ def build_distill(
     """
     recipe = recipe_for(teacher, captions, task, language)
     options = dict(storage_options or {})
-    return DistillStage(recipe, TeacherSource(teacher, ledger, options, forgive_before), options)
+    stage = {"video": VideoStage, "stream": StreamStage}.get(task, DistillStage)
+    return stage(recipe, TeacherSource(teacher, ledger, options, forgive_before), options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -23,8 +22,8 @@ from stages.views.images import render
 Pixels = NDArray[np.uint8]
 
 
-def load_pixels(unit: CaptionUnit, storage_options: Mapping[str, Any]) -> Pixels:
-    """The frame (H, W, 3) uint8 RGB that a unit's mask lies on. Raises `UnitError` for a media that cannot be read."""
+def load_image(unit: CaptionUnit, storage_options: Mapping[str, Any]) -> Pixels:
+    """The image (H, W, 3) uint8 RGB of a unit. Raises `UnitError` for a file that cannot be read."""
     return decode_image(read_bytes(unit.uri, storage_options))
 
 
@@ -53,10 +52,9 @@ def teacher_pictures(
     ]
 
 
-def image_subject(unit: CaptionUnit, pixels: Pixels, config: ViewConfig) -> Subject:
+def image_subject(unit: CaptionUnit, pixels: Pixels) -> Subject:
     """The subject of an image unit: the crop of its mask's box. Raises `UnitError` like `mask_on`."""
-    mask = mask_on(unit.mask, pixels)
-    x0, y0, x1, y1 = (int(edge) for edge in _rounded(box_of(mask) or _whole(pixels)))
+    crop, cut, inside = cut_out(pixels, mask_on(unit.mask, pixels))
     return Subject(
         task=unit.task,
         language=unit.language,
@@ -64,14 +62,17 @@ def image_subject(unit: CaptionUnit, pixels: Pixels, config: ViewConfig) -> Subj
         hints=tuple(unit.hints),
         width=pixels.shape[1],
         height=pixels.shape[0],
-        crop=(float(x0), float(y0), float(x1), float(y1)),
-        pixels=pixels[y0:y1, x0:x1].copy(),
-        mask=mask[y0:y1, x0:x1].copy(),
+        crop=crop,
+        pixels=cut,
+        mask=inside,
     )
 
 
-def _rounded(box: Box) -> tuple[float, float, float, float]:
-    return math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3])
+def cut_out(pixels: Pixels, mask: NDArray[np.bool_]) -> tuple[Box, Pixels, NDArray[np.bool_]]:
+    """The crop of a mask's box as xyxy pixels, and copies of frame and mask there; the frame itself may be freed."""
+    x0, y0, x1, y1 = (int(edge) for edge in box_of(mask) or _whole(pixels))
+    crop = (float(x0), float(y0), float(x1), float(y1))
+    return crop, pixels[y0:y1, x0:x1].copy(), mask[y0:y1, x0:x1].copy()
 
 
 def _whole(pixels: Pixels) -> Box:

@@ -12,9 +12,11 @@ from schemas.arrow import from_table, to_table
 from schemas.caption import Caption
 from stages.base import AsyncStage, UnitError
 from stages.distill.asking import Asked, ask
+from stages.distill.clips import prompt_frame
 from stages.distill.recipe import Recipe
-from stages.distill.render import image_subject, load_pixels, teacher_pictures
+from stages.distill.render import Pixels, image_subject, load_image, teacher_pictures
 from stages.distill.units import CaptionUnit
+from stages.media.video import VideoCache, video_cache
 from stages.teachers.protocol import Teacher, TeacherRequest
 from stages.teachers.source import TeacherSource
 
@@ -42,18 +44,21 @@ class DistillStage(AsyncStage):
         self.storage_options = dict(storage_options or {})
         self.in_flight = recipe.teacher.limits.in_flight
         self._teacher: Teacher
+        self._videos: VideoCache
 
     def settings(self) -> dict[str, Any]:
         return self.recipe.settings()
 
     async def on_loop_start(self) -> None:
         self._rendering = asyncio.Semaphore(_RENDERERS)
+        self._videos = video_cache()
         self._teacher = self.source.make()
         await self._teacher.start()
 
     async def on_loop_stop(self) -> None:
         await self._teacher.stop()
         self.source.close()
+        self._videos.close()
 
     async def process_group(self, units: pa.Table) -> pa.Table:
         rows = await self.captions(from_table(units, self.unit))
@@ -68,7 +73,7 @@ class DistillStage(AsyncStage):
     def _requests(self, units: Sequence[CaptionUnit]) -> list[TeacherRequest | UnitError]:
         """One request a unit, or why there is none; the media is decoded once."""
         try:
-            pixels = load_pixels(units[0], self.storage_options)
+            pixels = self._pixels(units[0])
         except UnitError as error:
             return [error] * len(units)
         made: list[TeacherRequest | UnitError] = []
@@ -79,10 +84,15 @@ class DistillStage(AsyncStage):
                 made.append(error)
         return made
 
-    def _request(self, unit: CaptionUnit, pixels: Any, views: Sequence[str]) -> TeacherRequest:
+    def _pixels(self, unit: CaptionUnit) -> Pixels:
+        if unit.kind == "video":
+            return prompt_frame(self._videos, unit)
+        return load_image(unit, self.storage_options)
+
+    def _request(self, unit: CaptionUnit, pixels: Pixels, views: Sequence[str]) -> TeacherRequest:
         recipe = self.recipe
         sees = self.source.sees
-        subject = image_subject(unit, pixels, recipe.pictures) if sees == "subject" else None
+        subject = image_subject(unit, pixels) if sees == "subject" else None
         pictures = [] if sees == "subject" else teacher_pictures(unit, pixels, views, recipe.pictures, sees)
         return recipe.request(pictures, recipe.source_context(unit.label, unit.hints), subject, views)
 
@@ -110,7 +120,7 @@ class DistillStage(AsyncStage):
     def _requests_through(self, unit: CaptionUnit, views: Sequence[str]) -> TeacherRequest | None:
         """The unit asked through other views; None where these cannot be drawn."""
         try:
-            return self._request(unit, load_pixels(unit, self.storage_options), views)
+            return self._request(unit, self._pixels(unit), views)
         except UnitError:
             return None
 
@@ -124,7 +134,7 @@ class DistillStage(AsyncStage):
             "finish_reason": reply.finish_reason,
             "usage": done.usage,
             "request_digest": done.request.digest,
-            "attempts": done.attempts,
+            "attempts": (unit.attempts or 0) + done.attempts,
             "message": reply.message,
         }
         if reply.outcome != "answer":
@@ -135,7 +145,8 @@ class DistillStage(AsyncStage):
 
     def failed(self, unit: CaptionUnit, reason: str, message: str) -> Caption:
         """The row of a unit about which no question could be asked."""
-        return Caption(**self._made(unit, self.recipe.views), status="failed", reason=reason, message=message)
+        made = self._made(unit, self.recipe.views)
+        return Caption(**made, status="failed", reason=reason, message=message, attempts=(unit.attempts or 0) + 1)
 
     def _made(self, unit: CaptionUnit, views: Sequence[str]) -> dict[str, Any]:
         prompt = self.recipe.prompt

@@ -10,8 +10,18 @@ from schemas.region import Hint
 from schemas.sample import SampleEvent
 
 
+class EarlierCaption(Record):
+    """The caption that an earlier event of the same chain already has."""
+
+    event_index: int
+    text: str
+
+
 class CaptionUnit(Record):
-    """One caption to be made. `mask` and `box` (xyxy) are the refined ones, on the prompt frame."""
+    """One caption to be made. `mask` and `box` (xyxy) are the refined ones, on the prompt frame.
+
+    `attempts` counts what earlier runs tried in vain.
+    """
 
     caption_key: Key
     region_key: Key
@@ -29,6 +39,8 @@ class CaptionUnit(Record):
     frame_index: int = 0
     mask: Rle | None = None
     box: Box | None = None
+    fps: float | None = None
+    attempts: int | None = None
     input_digest: Key
 
 
@@ -38,11 +50,13 @@ class VideoUnit(CaptionUnit):
     frames: list[FrameMask] | None = None
     events: list[SampleEvent] | None = None
     duration_s: float | None = None
-    fps: float | None = None
 
 
 class StreamUnit(CaptionUnit):
-    """The caption of one event of a masklet; frames inclusive at both ends."""
+    """The caption of one event of a masklet; frames inclusive at both ends.
+
+    `earlier` are captions that the chain already has, where a chain is taken up again in its middle.
+    """
 
     frames: list[FrameMask] | None = None
     num_events: int
@@ -53,3 +67,4 @@ class StreamUnit(CaptionUnit):
     visible_share: float
     absent: bool
     motion: str | None = None
+    earlier: list[EarlierCaption] | None = None

@@ -42,6 +42,8 @@ _ZH_ROWS = {"top": "上", "middle": "中", "bottom": "下"}
 _ZH_COLUMNS = {"left": "左", "centre": "中", "right": "右"}
 _EN_MOTIONS = {
     "still": "stays still",
+    "moving about": "moves about",
+    "leaving": "leaves the view",
     "turning": "turns on the spot",
     "growing": "grows larger in view",
     "shrinking": "grows smaller in view",
@@ -52,6 +54,8 @@ _EN_MOTIONS = {
 }
 _ZH_MOTIONS = {
     "still": "保持静止",
+    "moving about": "来回移动",
+    "leaving": "离开视野",
     "turning": "在原地转动",
     "growing": "逐渐变大",
     "shrinking": "逐渐变小",
@@ -167,14 +171,14 @@ def motion_zh(motion: str) -> str:
 
 
 def _one_en(motion: str) -> str:
-    if motion.startswith("moving "):
+    if motion.startswith("moving ") and motion not in _EN_MOTIONS:
         way = motion.removeprefix("moving ")
         return f"moves {'to the ' + way if way in ('left', 'right') else way}"
     return _EN_MOTIONS.get(motion, motion)
 
 
 def _one_zh(motion: str) -> str:
-    if motion.startswith("moving "):
+    if motion.startswith("moving ") and motion not in _ZH_MOTIONS:
         return f"向{_ZH_WAYS.get(motion.removeprefix('moving '), '一侧')}移动"
     return _ZH_MOTIONS.get(motion, "有变化")
 
