@@ -29,9 +29,9 @@ VIDEO_TASKS: tuple[Task, ...] = ("video", "stream")
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked of one source: tasks and languages."""
+    """What is asked of one source: tasks (None: the run's own) and languages."""
 
-    tasks: tuple[Task, ...]
+    tasks: tuple[Task, ...] | None
     languages: tuple[Language, ...]
 
 
@@ -92,18 +92,18 @@ def chunk_units(regions: pl.DataFrame, unit: type[Record]) -> pa.Table:
 def asked_of(
     regions: pl.DataFrame, asked: Mapping[str, Asked], default: Asked, task: Task, language: Language
 ) -> pl.DataFrame:
-    """The regions of which this task is asked in this language. Images have no video tasks; videos have these only,
-    unless their source names its tasks itself."""
+    """The regions of which this task is asked in this language.
+
+    Images have no video tasks; videos have these only, unless their source names its tasks itself.
+    """
     rows = []
     for source in regions["source"].unique().to_list():
-        wants = asked.get(source)
-        for kind in ("image", "video"):
-            tasks = (wants or default).tasks
-            if kind == "image":
-                fits = task in tasks and task not in VIDEO_TASKS
-            else:
-                fits = task in tasks if wants is not None else task in VIDEO_TASKS
-            if fits and language in (wants or default).languages:
+        wants = asked.get(source, default)
+        own = wants.tasks if source in asked else None
+        tasks = {"image": own or default.tasks or (), "video": own or VIDEO_TASKS}
+        for kind, of_kind in tasks.items():
+            possible = kind == "video" or task not in VIDEO_TASKS
+            if possible and task in of_kind and language in wants.languages:
                 rows.append({"source": source, "kind": kind})
     pairs = pl.DataFrame(rows, schema={"source": pl.String, "kind": pl.String})
     return regions.join(pairs, on=["source", "kind"], how="semi")

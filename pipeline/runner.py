@@ -12,7 +12,6 @@ import os
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,12 +20,11 @@ from types import FrameType
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, WorkerCrashedError
 
 from pipeline.schedule import Batch, Fault, Retry, after_fault, count_groups, cut, groups_per_batch
-from pipeline.work import Node, NodeCounts, Piece, PoolSpec, RunnerConfig, Work, WorkerError
+from pipeline.work import Node, NodeCounts, Piece, Pool, PoolSpec, RunnerConfig, Work, WorkerError, uncovered
 from stages.base import StageContractError, TransientError, failed_rows
 
 log = logging.getLogger("perceive.runner")
@@ -49,47 +47,103 @@ class DoesNotFit(Exception):
 class _WorkerBody:
     """One process that runs batches of the stages of its pool and writes their parts."""
 
-    def __init__(self, work: Work) -> None:
-        self._work = work
+    def __init__(self) -> None:
+        self._work: Work | None = None
+        self._number = 0
+        self._loaded = threading.Condition()
 
-    def process_id(self) -> int:
-        return os.getpid()
+    def load(self, number: int, work: Work) -> None:
+        """Takes up the work of a runner, closing what it had open."""
+        self.close()
+        with self._loaded:
+            self._work, self._number = work, number
+            self._loaded.notify_all()
 
     @ray.method(num_returns="streaming")
-    def run(self, node: str, units: pa.Table) -> Iterator[Piece]:
+    def run(self, number: int, node: str, units: pa.Table) -> Iterator[Piece]:
+        with self._loaded:  # calls of a worker with several slots may overtake each other
+            self._loaded.wait_for(lambda: self._number == number)
+        assert self._work is not None
         yield from self._work.pieces(node, units)
 
     def close(self) -> None:
-        self._work.close()
+        if self._work is not None:
+            self._work.close()
 
 
 _Worker: Any = ray.remote(_WorkerBody)
 
 
-@dataclass
-class _Pool:
-    """The workers of one kind and the batches that wait for them."""
+class Cluster:
+    """A connection to Ray for the length of a build: to `RAY_ADDRESS`, or to an embedded Ray that it starts.
 
-    spec: PoolSpec
-    queue: deque[Batch] = field(default_factory=deque)
-    workers: dict[int, Any] = field(default_factory=dict)
-    load: dict[int, int] = field(default_factory=dict)
-    born: int = 0
+    Workers of CPU pools outlive a runner here, so that a build of five phases starts its processes once.
+    """
 
-    def pick(self) -> int | None:
-        """The worker for the next batch: an idle one, a new one, or one with a free slot; None if all are full."""
-        least = min(self.load, key=self.load.__getitem__, default=None)
-        if least is not None and self.load[least] == 0:
-            return least
-        if len(self.workers) < self.spec.workers:
-            self.born += 1
-            self.load[self.born] = 0
-            return self.born
-        return least if least is not None and self.load[least] < self.spec.slots else None
+    def __init__(self, config: RunnerConfig) -> None:
+        self._config = config
+        self._spare: dict[PoolSpec, list[Any]] = {}
+        self._mine = False
+        self._runners = 0
 
-    def drop(self, number: int) -> Any:
-        self.load.pop(number, None)
-        return self.workers.pop(number)
+    def connect(self) -> None:
+        """Connects, or starts Ray; does nothing when that has been done (by anybody in this process)."""
+        if ray.is_initialized():
+            return
+        root = str(Path(__file__).resolve().parents[1])
+        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+        env = {"PYTHONPATH": path, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+        address = os.environ.get("RAY_ADDRESS")
+        where: dict[str, Any] = {"address": address} if address else self._embedded()
+        ray.init(
+            **where, runtime_env={"env_vars": env}, logging_level=logging.ERROR, log_to_driver=self._config.worker_logs
+        )
+        self._mine = True
+
+    def _embedded(self) -> dict[str, Any]:
+        # Pools bound the load; logical CPUs only have to be enough for all pools of all phases side by side.
+        options: dict[str, Any] = {"address": "local", "include_dashboard": False, "num_cpus": self._config.cpus() + 8}
+        if self._config.num_gpus != "auto":
+            options["num_gpus"] = self._config.num_gpus
+        return options
+
+    def next_number(self) -> int:
+        """A number for a runner's work, so that workers tell it from the one before."""
+        self._runners += 1
+        return self._runners
+
+    def take(self, spec: PoolSpec, number: int, work: Work) -> Any:
+        """A worker of this kind that takes up this work under its number: a spare one, or a new one."""
+        spare = self._spare.get(spec, [])
+        worker = spare.pop() if spare else self._start(spec)
+        worker.load.remote(number, work)
+        return worker
+
+    def give_back(self, spec: PoolSpec, worker: Any) -> None:
+        """Keeps an idle CPU worker for the next phase; lets go of one that holds a GPU."""
+        if spec.num_gpus:
+            ray.wait([worker.close.remote()], timeout=self._config.stop_grace_s)
+            ray.kill(worker)
+        else:
+            self._spare.setdefault(spec, []).append(worker)
+
+    def close(self) -> None:
+        """Ends the spare workers, and Ray where it was started here."""
+        if ray.is_initialized():
+            for worker in [worker for workers in self._spare.values() for worker in workers]:
+                ray.wait([worker.close.remote()], timeout=self._config.stop_grace_s)
+                ray.kill(worker)
+        self._spare.clear()
+        if self._mine:
+            ray.shutdown()
+            self._mine = False
+
+    @staticmethod
+    def _start(spec: PoolSpec) -> Any:
+        options: dict[str, Any] = {"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus, "max_concurrency": spec.slots}
+        if spec.memory_bytes:
+            options["memory"] = spec.memory_bytes
+        return _Worker.options(**options).remote()
 
 
 @dataclass
@@ -101,30 +155,6 @@ class _Flight:
     pieces: list[Piece] = field(default_factory=list)
 
 
-@contextmanager
-def cluster(config: RunnerConfig, logical_cpus: float) -> Iterator[None]:
-    """Connects to `RAY_ADDRESS` or starts an embedded Ray with enough logical CPUs for the pools; both are left
-    as found."""
-    if ray.is_initialized():
-        yield
-        return
-    root = str(Path(__file__).resolve().parents[1])
-    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    env = {"PYTHONPATH": path, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    address = os.environ.get("RAY_ADDRESS")
-    embedded: dict[str, Any] = {"address": "local", "include_dashboard": False}
-    if not address:
-        embedded["num_cpus"] = max(int(-(-logical_cpus // 1)), config.cpus())
-        if config.num_gpus != "auto":
-            embedded["num_gpus"] = config.num_gpus
-    where = {"address": address} if address else embedded
-    ray.init(**where, runtime_env={"env_vars": env}, logging_level=logging.ERROR, log_to_driver=config.worker_logs)
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
 class Runner:
     """Runs nodes to their end. One use; `counts` may be read while it runs."""
 
@@ -133,21 +163,21 @@ class Runner:
         work: Work,
         nodes: Sequence[Node],
         commit: Callable[[Node, Piece], None],
+        cluster: Cluster,
         config: RunnerConfig,
         read: Callable[[Piece], pa.Table],
         tick: Callable[[Mapping[str, NodeCounts]], None] = lambda _counts: None,
     ) -> None:
         self._work, self._config, self._commit, self._read, self._tick = work, config, commit, read, tick
+        self._cluster = cluster
+        self._number = cluster.next_number()
         self._nodes = {node.name: node for node in nodes}
-        self._pools = {spec.name: _Pool(spec) for spec in config.pools(nodes)}
+        self._pools = {spec.name: Pool(spec) for spec in config.pools(nodes)}
         self._flying: dict[Any, _Flight] = {}
         self._retry = Retry(first_wait_s=config.retry_wait_s)
         self._stop = threading.Event()
         self._last_finish = time.monotonic()
         self.counts = {node.name: NodeCounts() for node in nodes}
-
-    def logical_cpus(self) -> float:
-        return sum(pool.spec.num_cpus * pool.spec.workers for pool in self._pools.values())
 
     def run(self) -> dict[str, NodeCounts]:
         """Runs until nothing is pending. Raises `RunStopped` after SIGINT or SIGTERM, `RunStalled`, `DoesNotFit`,
@@ -156,7 +186,8 @@ class Runner:
             self._enqueue(node, node.units)
         if not any(pool.queue for pool in self._pools.values()):
             return self.counts
-        with self._signals(), cluster(self._config, self.logical_cpus()):
+        with self._signals():
+            self._cluster.connect()
             self._check_fit()
             try:
                 self._loop()
@@ -220,16 +251,10 @@ class Runner:
                     pool.queue.appendleft(batch)
                     break
                 if number not in pool.workers:
-                    pool.workers[number] = self._new_worker(pool.spec)
+                    pool.workers[number] = self._cluster.take(pool.spec, self._number, self._work)
                 pool.load[number] += 1
-                stream = pool.workers[number].run.remote(batch.node, batch.units)
+                stream = pool.workers[number].run.remote(self._number, batch.node, batch.units)
                 self._flying[stream] = _Flight(batch, number)
-
-    def _new_worker(self, spec: PoolSpec) -> Any:
-        options: dict[str, Any] = {"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus, "max_concurrency": spec.slots}
-        if spec.memory_bytes:
-            options["memory"] = spec.memory_bytes
-        return _Worker.options(**options).remote(self._work)
 
     def _advance(self, stream: Any) -> None:
         flight = self._flying[stream]
@@ -262,7 +287,7 @@ class Runner:
             pool.load[flight.worker] -= 1
         self._last_finish = time.monotonic()
 
-    def _may_still_get(self, pool: _Pool) -> bool:
+    def _may_still_get(self, pool: Pool) -> bool:
         """Whether work upstream may yet fill this pool's queue; where not, its workers (and GPUs) go free."""
         active = {flight.batch.node for flight in self._flying.values()}
         active |= {batch.node for other in self._pools.values() for batch in other.queue}
@@ -277,7 +302,7 @@ class Runner:
     def _fault(self, stream: Any, fault: Fault, message: str) -> None:
         flight = self._flying[stream]
         node = self._nodes[flight.batch.node]
-        left = _without(flight.batch.units, flight.pieces, node)
+        left = uncovered(flight.batch.units, flight.pieces, node)
         self._land(stream, dead=fault is Fault.DEATH)
         self._feed(node, flight.pieces)
         if not len(left):
@@ -321,14 +346,18 @@ class Runner:
         for pool in self._pools.values():
             if pool.workers and not pool.queue and not any(pool.load.values()) and not self._may_still_get(pool):
                 for number in list(pool.workers):
-                    worker = pool.drop(number)
-                    ray.wait([worker.close.remote()], timeout=self._config.stop_grace_s)
-                    ray.kill(worker)
+                    self._cluster.give_back(pool.spec, pool.drop(number))
 
     def _release_all(self) -> None:
+        """After an error or a stop: what is still at work ends now; idle workers are kept."""
         for pool in self._pools.values():
             for number in list(pool.workers):
-                ray.kill(pool.drop(number))
+                idle = not pool.load[number]
+                worker = pool.drop(number)
+                if idle:
+                    self._cluster.give_back(pool.spec, worker)
+                else:
+                    ray.kill(worker)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -350,13 +379,6 @@ class Runner:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _without(units: pa.Table, pieces: list[Piece], node: Node) -> pa.Table:
-    """The units of a batch that its committed pieces do not cover."""
-    done = pa.concat_arrays([piece.units_done for piece in pieces]) if pieces else pa.array([], pa.binary(16))
-    covered = pc.is_in(units[node.stage.unit_field], value_set=done.cast(units[node.stage.unit_field].type))
-    return units.filter(pc.invert(covered))
 
 
 def _cause(error: Exception) -> str:

@@ -50,7 +50,7 @@ def overridden(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str,
 
     Raises `ConfigError` for an override without `=` or one that steps into a scalar.
     """
-    result = _copy(values)
+    result: dict[str, Any] = _copy(values)
     for override in overrides:
         dotted, sign, text = override.partition("=")
         if not sign or not dotted:
@@ -91,6 +91,15 @@ def expand_secret(value: str) -> str:
         return os.environ[name]
 
     return _VARIABLE.sub(look_up, value)
+
+
+def expanded(value: Any) -> Any:
+    """`expand_secret` over every text in nested mappings and lists."""
+    if isinstance(value, str):
+        return expand_secret(value)
+    if isinstance(value, Mapping):
+        return {key: expanded(item) for key, item in value.items()}
+    return [expanded(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def resolve_path(value: str, base: Path | None) -> str:
@@ -174,7 +183,7 @@ def _is_path(info: FieldInfo) -> bool:
 
 
 def _resolved(values: Mapping[str, Any], model: type[BaseModel], base: Path | None) -> dict[str, Any]:
-    result = _copy(values)
+    result: dict[str, Any] = _copy(values)
     for name, info in model.model_fields.items():
         value = result.get(name)
         if _is_path(info):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.schedule import Batch
 from schemas.keys import digest_columns
 from stages.base import Stage, StageContractError, TransientError, UnitError, checked
 
@@ -24,19 +26,10 @@ class WorkerError(Exception):
     """A stage cannot start in a worker (no checkpoint, no key, no device): the run cannot go on."""
 
 
-@dataclass(frozen=True)
-class PartInfo:
-    """A written part file: where it lies in the run, its SHA-256, its rows."""
-
-    path: str
-    sha256: str
-    rows: int
-
-
 class PartWriter(Protocol):
-    """Writes a table as a part of the run (durable, not yet visible)."""
+    """Writes rows as a part of the run: durable, not yet visible."""
 
-    def __call__(self, table_name: str, rows: pa.Table) -> Any: ...
+    def __call__(self, table_name: str, rows: pa.Table, key_field: str) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -49,6 +42,32 @@ class PoolSpec:
     num_cpus: float
     num_gpus: float
     memory_bytes: int = 0
+
+
+@dataclass
+class Pool:
+    """The workers of one kind and the batches that wait for them."""
+
+    spec: PoolSpec
+    queue: deque[Batch] = field(default_factory=deque)
+    workers: dict[int, Any] = field(default_factory=dict)
+    load: dict[int, int] = field(default_factory=dict)
+    born: int = 0
+
+    def pick(self) -> int | None:
+        """The worker for the next batch: an idle one, a new one, or one with a free slot; None if all are full."""
+        least = min(self.load, key=self.load.__getitem__, default=None)
+        if least is not None and self.load[least] == 0:
+            return least
+        if len(self.workers) < self.spec.workers:
+            self.born += 1
+            self.load[self.born] = 0
+            return self.born
+        return least if least is not None and self.load[least] < self.spec.slots else None
+
+    def drop(self, number: int) -> Any:
+        self.load.pop(number, None)
+        return self.workers.pop(number)
 
 
 @dataclass(frozen=True)
@@ -104,12 +123,12 @@ class RunnerConfig(BaseModel):
     num_cpus: int | Literal["auto"] = "auto"
     num_gpus: int | Literal["auto"] = "auto"
     workers: dict[str, int] = Field(default_factory=dict)
-    most_groups: int = Field(256, ge=1)
-    net_slots: int = Field(4, ge=1)
-    retry_wait_s: float = Field(1.0, gt=0)
-    stall_timeout_s: float = Field(1800.0, gt=0)
-    stop_grace_s: float = Field(30.0, ge=0)
-    lease_ttl_s: float = Field(60.0, gt=0)
+    most_groups: int = Field(default=256, ge=1)
+    net_slots: int = Field(default=4, ge=1)
+    retry_wait_s: float = Field(default=1.0, gt=0)
+    stall_timeout_s: float = Field(default=1800.0, gt=0)
+    stop_grace_s: float = Field(default=30.0, ge=0)
+    lease_ttl_s: float = Field(default=60.0, gt=0)
     worker_logs: bool = False
 
     def cpus(self) -> int:
@@ -176,7 +195,7 @@ class Work:
         stage = self._stages[node]
         rows = _count_attempts(stage, units, rows)
         return Piece(
-            part=self._write_part(self._tables[node], rows),
+            part=self._write_part(self._tables[node], rows, stage.row.key_field),
             keys=commit_keys(stage, rows),
             units_done=_units_done(stage, rows),
             status=_tally(rows["status"]),
@@ -232,3 +251,10 @@ def _count_attempts(stage: Stage, units: pa.Table, rows: pa.Table) -> pa.Table:
 def _tally(column: pa.ChunkedArray) -> dict[str, int]:
     counts = pc.value_counts(column)
     return {item["values"]: item["counts"] for item in counts.to_pylist() if item["values"] is not None}
+
+
+def uncovered(units: pa.Table, pieces: Sequence[Piece], node: Node) -> pa.Table:
+    """The units of a batch that its committed pieces do not complete."""
+    done = pa.concat_arrays([piece.units_done for piece in pieces]) if pieces else pa.array([], pa.binary(16))
+    column = units[node.stage.unit_field]
+    return units.filter(pc.invert(pc.is_in(column, value_set=done.cast(column.type))))

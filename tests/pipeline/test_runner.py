@@ -16,7 +16,7 @@ import pytest
 import ray
 from ray import cloudpickle
 
-from pipeline.runner import DoesNotFit, Runner
+from pipeline.runner import Cluster, DoesNotFit, Runner
 from pipeline.work import Node, Piece, RunnerConfig, Work, WorkerError
 from schemas.base import Key, Record, Row
 from schemas.keys import digest_value
@@ -85,7 +85,9 @@ def units(count: int, per_group: int = 3) -> pa.Table:
             {"key": digest_value(i), "input_digest": digest_value({"n": i}), "group": f"g{i // per_group}", "number": i}
             for i in range(count)
         ],
-        pa.schema([("key", pa.binary(16)), ("input_digest", pa.binary(16)), ("group", pa.string()), ("number", pa.int64())]),
+        pa.schema(
+            [("key", pa.binary(16)), ("input_digest", pa.binary(16)), ("group", pa.string()), ("number", pa.int64())]
+        ),
     )
 
 
@@ -95,14 +97,14 @@ class Parts:
     def __init__(self, folder: Path) -> None:
         self.folder = str(folder)
 
-    def __call__(self, table_name: str, rows: pa.Table) -> str:
+    def __call__(self, table_name: str, rows: pa.Table, key_field: str) -> str:
         path = f"{self.folder}/{table_name}-{os.getpid()}-{os.urandom(4).hex()}.parquet"
         pq.write_table(rows, path)
         return path
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
+def local_ray() -> Iterator[None]:
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield
@@ -116,8 +118,13 @@ def run(tmp_path: Path, nodes: list[Node]) -> tuple[Runner, dict[str, list[dict[
         committed[node.name] += pq.read_table(piece.part).to_pylist()
 
     config = RunnerConfig(workers={"cpu": 2}, retry_wait_s=0.1)
-    runner = Runner(Work(nodes, Parts(tmp_path)), nodes, commit, config, lambda piece: pq.read_table(piece.part))
-    runner.run()
+    read = pq.read_table
+    cluster = Cluster(config)
+    runner = Runner(Work(nodes, Parts(tmp_path)), nodes, commit, cluster, config, lambda piece: read(piece.part))
+    try:
+        runner.run()
+    finally:
+        cluster.close()
     return runner, committed
 
 
@@ -168,6 +175,8 @@ def test_stage_that_cannot_open_ends_the_run_with_its_reason(tmp_path: Path) -> 
 def test_workers_that_do_not_fit_are_refused_with_numbers(tmp_path: Path) -> None:
     nodes = [node(Double(), units(9))]
     config = RunnerConfig(workers={"cpu": 400})
-    runner = Runner(Work(nodes, Parts(tmp_path)), nodes, lambda _n, _p: None, config, lambda _p: pa.table({}))
+    runner = Runner(
+        Work(nodes, Parts(tmp_path)), nodes, lambda _n, _p: None, Cluster(config), config, lambda _p: pa.table({})
+    )
     with pytest.raises(DoesNotFit, match="400 CPU wanted, 4 there"):
         runner.run()

@@ -1,0 +1,156 @@
+"""Commands that make rows: build, run, retry-failed, filter, pack, demo."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jobs.console import (
+    ConfigOrRun,
+    Json,
+    Limit,
+    Lines,
+    Overrides,
+    Where,
+    accounts_table,
+    find_config,
+    one_line_errors,
+    out,
+    pairs,
+    print_json,
+)
+from pipeline.config import EngineConfig
+
+
+def add_to(app: typer.Typer) -> None:
+    for name, command in (
+        ("build", build),
+        ("run", run),
+        ("retry-failed", retry_failed),
+        ("filter", filter_),
+        ("pack", pack),
+        ("demo", demo),
+    ):
+        app.command(name)(command)
+
+
+@one_line_errors
+def build(
+    config: ConfigOrRun,
+    set_: Overrides = [],
+    limit: Limit = None,
+    where: Where = [],
+    json: Json = False,
+) -> None:
+    """Do everything that is pending, from annotations to shards."""
+    from pipeline.build import PHASES
+
+    _build(find_config(config, set_), PHASES, json, limit=limit, where=pairs(where, "--where"))
+
+
+@one_line_errors
+def run(
+    stage: Annotated[str, typer.Argument(help="ingest, select, refine, chunk, distill, score, decide or pack")],
+    config: ConfigOrRun,
+    set_: Overrides = [],
+    limit: Limit = None,
+    where: Where = [],
+    json: Json = False,
+) -> None:
+    """Do what is pending in one stage."""
+    from pipeline.build import PHASES
+    from pipeline.settings import ConfigError
+
+    if stage not in PHASES:
+        raise ConfigError(f"there is no stage {stage!r}; there are {', '.join(PHASES)}")
+    _build(find_config(config, set_), (stage,), json, limit=limit, where=pairs(where, "--where"))
+
+
+@one_line_errors
+def retry_failed(
+    config: ConfigOrRun,
+    set_: Overrides = [],
+    where: Where = [],
+    json: Json = False,
+) -> None:
+    """Try failed and blocked rows once more, then go on to the shards."""
+    from pipeline.build import PHASES
+
+    _build(find_config(config, set_), PHASES, json, where=pairs(where, "--where"), retry=True)
+
+
+@one_line_errors
+def filter_(config: ConfigOrRun, set_: Overrides = [], json: Json = False) -> None:
+    """Score what is missing, decide by the policy, show the yield; never calls a teacher."""
+    from pipeline.build import build as build_run
+    from pipeline.looking import yield_of
+
+    settings = find_config(config, set_)
+    result = build_run(settings, ("score", "decide"), None if json else Lines())
+    table = yield_of(settings)
+    if json:
+        print_json({"rows": result.done, "yield": table.to_dicts()})
+    else:
+        from jobs.looking import frame_table
+
+        out.print(frame_table(table, "yield by rule"))
+
+
+@one_line_errors
+def pack(config: ConfigOrRun, set_: Overrides = [], json: Json = False) -> None:
+    """Write the shards that the present decisions ask for."""
+    _build(find_config(config, set_), ("pack",), json)
+
+
+@one_line_errors
+def demo(
+    out_: Annotated[Path, typer.Option("--out", help="The folder of the demonstration.")] = Path("runs/demo"),
+    images: Annotated[int, typer.Option(help="How many pictures to draw.")] = 48,
+    seed: Annotated[int, typer.Option(help="The seed of the drawn world.")] = 0,
+    json: Json = False,
+) -> None:
+    """Draw a small world with planted defects and build its corpus end to end."""
+    from jobs.demo import run_demo
+
+    run_demo(out_, images, seed, json)
+
+
+def _build(
+    config: EngineConfig,
+    phases: Sequence[str],
+    json: bool,
+    limit: int | None = None,
+    where: Mapping[str, str] | None = None,
+    retry: bool = False,
+) -> None:
+    from pipeline.build import build as build_run
+    from pipeline.build import status
+
+    result = build_run(config, phases, None if json else Lines(), limit, where, retry)
+    counts = status(config)
+    if json:
+        print_json(
+            {
+                "run": config.run,
+                "rows": result.done,
+                "reasons": result.reasons,
+                "seconds": result.seconds,
+                "pack": result.pack_id,
+                "started_ray": result.started_ray,
+                "stages": {name: count.as_dict() for name, count in counts.items()},
+            }
+        )
+        return
+    out.print(accounts_table(counts, config.run))
+    out.print(summary(result))
+
+
+def summary(result: Any) -> str:
+    """One line on what a build did."""
+    if not result.rows:
+        return "Nothing was pending: 0 rows processed."
+    made = ", ".join(f"{name} {rows}" for name, rows in result.done.items())
+    return f"{result.rows} rows processed ({made})" + (f"; pack {result.pack_id}" if result.pack_id else "")

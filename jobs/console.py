@@ -1,0 +1,128 @@
+"""What every command shares: options, where a run is, output for people and for machines, errors in one line."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import orjson
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from pipeline.config import EngineConfig, load_config
+from pipeline.engine import Counts
+from pipeline.settings import ConfigError
+from pipeline.work import NodeCounts
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+out = Console()
+err = Console(stderr=True)
+
+ConfigOrRun = Annotated[
+    Path, typer.Argument(metavar="CONFIG_OR_RUN", help="A run's configuration file, or its folder.")
+]
+Overrides = Annotated[list[str], typer.Option("--set", metavar="a.b=c", help="Override one setting; may be repeated.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+Limit = Annotated[int | None, typer.Option(help="At most this many units of each stage.")]
+Where = Annotated[list[str], typer.Option("--where", metavar="column=value", help="Only regions with this value.")]
+
+
+def one_line_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Turns what a person can mend into one line on stderr and exit code 1; defects keep their traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=err)])
+        try:
+            return command(*args, **kwargs)
+        except _mendable() as error:
+            err.print(f"[bold red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
+            raise typer.Exit(1) from error
+
+    return wrapped
+
+
+def _plain(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.replace("[", r"\[")
+
+
+def _mendable() -> tuple[type[BaseException], ...]:
+    from pipeline.build import UnbalancedError
+    from pipeline.tables import LeaseHeld, LeaseLost, RunError
+    from pipeline.work import WorkerError
+    from prompts.loader import PromptError
+    from stages.ingest.base import SourceError
+    from stages.policy import PolicyError
+
+    known: list[type[BaseException]] = [
+        ConfigError, LeaseHeld, LeaseLost, RunError, WorkerError, SourceError, PolicyError, PromptError,
+        UnbalancedError, FileNotFoundError,
+    ]  # fmt: skip
+    if "pipeline.runner" in sys.modules:
+        runner = sys.modules["pipeline.runner"]
+        known += [runner.RunStopped, runner.RunStalled, runner.DoesNotFit]
+    return tuple(known)
+
+
+def find_config(where: Path, overrides: list[str]) -> EngineConfig:
+    """The configuration of a path: a YAML file, or a run's folder with its `config.yaml`. Raises `ConfigError`."""
+    path = where / "config.yaml" if where.is_dir() else where
+    return load_config(path, overrides)
+
+
+def pairs(texts: list[str], option: str) -> dict[str, str]:
+    """`["source=coco"]` as a mapping. Raises `ConfigError` for a text without `=`."""
+    wrong = [text for text in texts if "=" not in text]
+    if wrong:
+        raise ConfigError(f"{option} {wrong[0]}: write it as column=value")
+    return dict(text.split("=", 1) for text in texts)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout."""
+    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode() + "\n")
+
+
+def accounts_table(counts: Mapping[str, Counts], title: str = "") -> Table:
+    """The accounts as a table for people."""
+    table = Table(title=title or None, header_style="bold", title_justify="left")
+    table.add_column("stage")
+    for name in ("in", "ok", "filtered", "failed", "blocked", "pending"):
+        table.add_column(name, justify="right")
+    for name, count in counts.items():
+        values = [str(value) if value else "[dim]-[/]" for value in count.as_dict().values()]
+        indent = "  " if "/" in name else ""
+        table.add_row(indent + name, *values)
+    return table
+
+
+class Lines:
+    """Progress as lines on stderr, at most one every few seconds; kind to logs and terminals alike."""
+
+    def __init__(self, every_s: float = 5.0) -> None:
+        self._every_s = every_s
+        self._last = 0.0
+
+    def phase(self, name: str) -> None:
+        err.print(f"[bold]{name}[/]")
+
+    def tick(self, counts: Mapping[str, NodeCounts]) -> None:
+        import time
+
+        now = time.monotonic()
+        if now - self._last < self._every_s:
+            return
+        self._last = now
+        for name, count in counts.items():
+            if count.pending and count.rows:
+                bad = sum(number for status, number in count.status.items() if status != "ok")
+                err.print(f"  {name}: {count.rows} rows, {count.pending} units to go, {bad} not ok", highlight=False)

@@ -1,0 +1,52 @@
+"""Commands that keep a run in order: verify, gc."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from jobs.console import ConfigOrRun, Json, find_config, one_line_errors, out, print_json
+
+
+def add_to(app: typer.Typer) -> None:
+    for name, command in (("verify", verify), ("gc", gc)):
+        app.command(name)(command)
+
+
+@one_line_errors
+def verify(config: ConfigOrRun, json: Json = False) -> None:
+    """Hash every committed part again and check commits, snapshots and keys; exits with an error on any problem."""
+    from pipeline.tables import Run
+    from pipeline.verify import verify as check
+
+    live = find_config(config, []).runtime()
+    report = check(Run.open(live.run, live.storage_options))
+    if json:
+        print_json({**report.model_dump(mode="json"), "ok": report.ok})
+    else:
+        for problem in report.problems:
+            out.print(f"[red]{problem.file}[/]: {problem.what}\n  fix: {problem.fix}")
+        out.print(f"{report.parts} parts, {report.rows} rows, {len(report.problems)} problems")
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@one_line_errors
+def gc(
+    config: ConfigOrRun,
+    keep: Annotated[int, typer.Option(help="How many snapshots stay readable.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+    json: Json = False,
+) -> None:
+    """Delete rows made with settings that no kept snapshot names."""
+    from pipeline.gc import gc as collect
+    from pipeline.tables import Run
+
+    live = find_config(config, []).runtime()
+    report = collect(Run.open(live.run, live.storage_options), keep, dry_run)
+    if json:
+        print_json(report.model_dump(mode="json"))
+        return
+    verb = "would delete" if report.dry_run else "deleted"
+    out.print(f"{verb} {len(report.files)} files, {report.rows} rows, {report.num_bytes / 1e6:.1f} MB")

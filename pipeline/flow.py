@@ -1,0 +1,99 @@
+"""The row-wise stages: refine feeds chunk and distill while it runs; scores follow when captions are whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import polars as pl
+import pyarrow as pa
+
+from pipeline import corpus
+from pipeline.engine import Corpus, Step
+from pipeline.session import Session
+from pipeline.work import Node
+from schemas.arrow import arrow_schema
+from schemas.caption import Language, Task
+from schemas.event import Event
+
+Derive = Callable[[pa.Table], pa.Table]
+
+
+def refine_to_distill(session: Session, names: Collection[str]) -> None:
+    """Runs refine, chunk and distill, those that are named, overlapped."""
+    now = session.corpus()
+    with_refine, with_chunk, with_distill = (name in names for name in ("refine", "chunk", "distill"))
+    nodes: list[Node] = []
+    refining = False
+    if with_refine:
+        nodes.append(_node(session, now.refine))
+        refining = bool(len(nodes[0].units))
+    if with_chunk:
+        nodes.append(_node(session, now.chunk, "refine" if refining else None, _chunk_of(session, now)))
+    if with_distill:
+        for pair, step in now.distill.items():
+            after = None
+            if refining or (with_chunk and len(nodes[-1].units)):
+                after = "chunk" if pair[0] in corpus.VIDEO_TASKS and with_chunk else "refine" if refining else None
+            nodes.append(_node(session, step, after, _distill_of(session, now, pair, after)))
+    session.run_nodes(nodes)
+    session.snapshot()
+
+
+def score_captions(session: Session) -> None:
+    """Runs every rule group over captions that lack its scores."""
+    session.run_nodes([_node(session, step) for step in session.corpus().score.values()])
+    session.snapshot()
+
+
+def pool_of(name: str, num_gpus: float) -> str:
+    """GPU stages have a pool each, teachers share one that waits on the network, all others share the CPUs."""
+    stage = name.partition("/")[0]
+    if num_gpus:
+        return f"gpu-{stage}"
+    return "net" if stage == "distill" else "cpu"
+
+
+def _node(session: Session, step: Step, after: str | None = None, derive: Derive | None = None) -> Node:
+    stage = step.stage
+    return Node(
+        name=step.name,
+        stage=stage,
+        table=stage.table,
+        fingerprint=step.fingerprint,
+        units=session.limited(step.pending(session.retry), stage),
+        pool=pool_of(step.name, stage.resources.num_gpus),
+        after=after,
+        derive=derive if after else None,
+    )
+
+
+def _masked_by(now: Corpus, rows: pa.Table) -> pl.DataFrame:
+    masks = pl.DataFrame(pl.from_arrow(rows))
+    mine = now.located.join(masks.select("region_key"), on="region_key", how="semi")
+    return corpus.masked(mine, masks)
+
+
+def _fresh(step: Step, units: pa.Table) -> pa.Table:
+    """Units that have no rows yet: a mask made again may be the mask that it was."""
+    return Step(step.name, step.stage, units, step.rows).pending()
+
+
+def _chunk_of(session: Session, now: Corpus) -> Derive:
+    def derive(rows: pa.Table) -> pa.Table:
+        return _fresh(now.chunk, corpus.chunk_units(_masked_by(now, rows), session.stages.chunk.unit))
+
+    return derive
+
+
+def _distill_of(session: Session, now: Corpus, pair: tuple[Task, Language], after: str | None) -> Derive:
+    none = pl.DataFrame(pl.from_arrow(arrow_schema(Event).empty_table()))
+
+    def from_masks(rows: pa.Table) -> pa.Table:
+        return _fresh(now.distill[pair], now.distill_units(pair, _masked_by(now, rows), none))
+
+    def from_events(rows: pa.Table) -> pa.Table:
+        events = pl.DataFrame(pl.from_arrow(rows))
+        masked = session.corpus().masked.join(events.select("region_key"), on="region_key", how="semi")
+        return _fresh(now.distill[pair], now.distill_units(pair, masked, events))
+
+    return from_events if after == "chunk" else from_masks
