@@ -14,7 +14,6 @@ from typing import Any, ClassVar, Literal
 import polars as pl
 import pyarrow as pa
 
-from schemas.arrow import arrow_schema
 from schemas.base import Key, Record, Row
 from schemas.caption import Language
 from stages.base import Stage
@@ -105,7 +104,10 @@ class ScoreStage(Stage):
             rule.open()
 
     def prepare(self, units: pl.DataFrame, language: Language) -> pl.DataFrame:
-        """The units of one language with columns that several rules share."""
+        """The units of one language with columns that several rules share.
+
+        A column `_failure` names, where it is not null, why a unit cannot be scored (its media is gone).
+        """
         return units
 
     def process(self, units: pa.Table) -> Iterator[pa.Table]:
@@ -128,11 +130,17 @@ class ScoreStage(Stage):
                     f" and returned {tuple(scored.columns)} of {len(scored)}"
                 )
             columns |= {name: scored[name] for name in scored.columns}
-        table = pl.DataFrame(columns).to_arrow()
-        for name, value in (("status", "ok"), ("attempts", 1)):
-            field = arrow_schema(self.row).field(name)
-            table = table.append_column(field, pa.repeat(pa.scalar(value, field.type), len(table)))
-        return table
+        return with_fate(pl.DataFrame(columns), ready).to_arrow()
+
+
+def with_fate(scores: pl.DataFrame, units: pl.DataFrame) -> pl.DataFrame:
+    """Score rows with their status: `failed` with the reason in the units' column `_failure`, where there is one."""
+    failure = pl.lit(units["_failure"] if "_failure" in units.columns else None, pl.String)
+    return scores.with_columns(
+        status=pl.when(failure.is_null()).then(pl.lit("ok")).otherwise(pl.lit("failed")),
+        reason=failure,
+        attempts=pl.lit(1, pl.Int64),
+    )
 
 
 def score_columns(row: type[Row]) -> tuple[str, ...]:

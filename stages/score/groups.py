@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from stages.base import Stage
 from stages.score.base import ScoreStage, score_columns
 from stages.score.mask import MaskStage
+from stages.score.pixels import PixelStage
+from stages.score.target import TargetStage
 from stages.score.text import TextStage
 
-GROUPS: tuple[type[ScoreStage], ...] = (TextStage, MaskStage)
+GROUPS: tuple[type[ScoreStage], ...] = (TextStage, MaskStage, TargetStage, PixelStage)
 
 
 class ScoreConfig(BaseModel):
-    """Which rules score captions. Text and mask rules are cheap and always run."""
+    """Which rules score captions. Rules over text, masks and pixels are cheap and always run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,13 +37,17 @@ def active_groups(config: ScoreConfig) -> tuple[str, ...]:
     return tuple(stage.group for stage in GROUPS)
 
 
-def build_score(group: str, config: ScoreConfig) -> Stage:
+def build_score(group: str, config: ScoreConfig, storage_options: Mapping[str, Any] | None = None) -> Stage:
     """The stage of one group. Raises `ValueError` for a group that does not exist."""
-    if group == TextStage.group:
-        return TextStage()
-    if group == MaskStage.group:
-        return MaskStage()
-    raise ValueError(f"there is no rule group {group!r}; there are {', '.join(stage.group for stage in GROUPS)}")
+    makers: dict[str, Callable[[], Stage]] = {
+        TextStage.group: TextStage,
+        MaskStage.group: MaskStage,
+        TargetStage.group: TargetStage,
+        PixelStage.group: lambda: PixelStage(storage_options),
+    }
+    if group not in makers:
+        raise ValueError(f"there is no rule group {group!r}; there are {', '.join(makers)}")
+    return makers[group]()
 
 
 def all_columns() -> dict[str, Column]:
