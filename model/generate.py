@@ -37,7 +37,11 @@ class Generator:
     @torch.no_grad()
     def __call__(self, video: bool, embed: torch.Tensor, tokens: torch.Tensor, users: Sequence[str]) -> list[str]:
         """One answer for each user turn (see `templates.user_text`) and its taps (B, F, ...)."""
-        ids = [encode_prompt(self.tokenizer, user) for user in users]
+        return self.after(video, embed, tokens, [encode_prompt(self.tokenizer, user) for user in users])
+
+    @torch.no_grad()
+    def after(self, video: bool, embed: torch.Tensor, tokens: torch.Tensor, ids: Sequence[Sequence[int]]) -> list[str]:
+        """The same for prompts that are token ids already."""
         batch = Batch(video, embed.to(self.pam.device), tokens.to(self.pam.device), ids)
         answers = self.tokens(self.pam.assemble(batch, left_pad=True))
         return [self.tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in answers]

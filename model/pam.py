@@ -100,9 +100,8 @@ class Pam(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The summed cross entropy over the labelled tokens, and their number (both scalars)."""
         sequences = self.assemble(batch)
-        hidden = self.llm.model(
-            inputs_embeds=sequences.rows, attention_mask=sequences.mask, use_cache=False
-        ).last_hidden_state
+        # padding is on the right and attention is causal: no real row sees it, so no mask is needed
+        hidden = self.llm.model(inputs_embeds=sequences.rows, use_cache=False).last_hidden_state
         targets = sequences.labels[:, 1:]
         wanted = targets != IGNORE
         # only labelled positions reach the vocabulary: 152,000 columns a visual row would be most of the memory

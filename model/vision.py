@@ -128,6 +128,11 @@ def _best_token(masks: Tensor, ious: Tensor) -> Tensor:
     return torch.where(stable, torch.zeros_like(outer, dtype=torch.long), ious[:, 1:].argmax(1) + 1)
 
 
+def squares(frames: Iterable[np.ndarray], side: int) -> np.ndarray:
+    """RGB uint8 (H, W, 3) pictures of any size -> (n, side, side, 3), squashed, not padded."""
+    return np.stack([np.asarray(Image.fromarray(frame).resize((side, side))) for frame in frames])
+
+
 class FrozenSam(nn.Module):
     """A SAM 2 (`sam2.modeling.sam2_base.SAM2Base`) without gradients, set as PAM sets it: one mask a prompt.
 
@@ -168,9 +173,11 @@ class FrozenSam(nn.Module):
 
     def preprocess(self, frames: Iterable[np.ndarray]) -> Tensor:
         """RGB uint8 (H, W, 3) pictures of any size -> (n, 3, S, S) float32; PIL resizes, as in the released model."""
-        size = (self.image_size, self.image_size)
-        squares = [np.asarray(Image.fromarray(frame).resize(size)) for frame in frames]
-        pixels = torch.from_numpy(np.stack(squares)).to(self.device).permute(0, 3, 1, 2).float() / 255
+        return self.normalise(squares(frames, self.image_size))
+
+    def normalise(self, frames: np.ndarray) -> Tensor:
+        """Squares (n, S, S, 3) uint8 -> (n, 3, S, S) float32 with ImageNet's mean and deviation taken out."""
+        pixels = torch.from_numpy(frames).to(self.device).permute(0, 3, 1, 2).float() / 255
         mean, std = (torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (_MEAN, _STD))
         return (pixels - mean) / std
 

@@ -1,0 +1,127 @@
+"""From a corpus and a plan to batches of this rank: decode, draw prompts, encode text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from model.augment import AugmentConfig, ask, draw_prompt, flip_example
+from model.corpus import Corpus, CorpusError
+from model.features import FeatureCache, Sight
+from model.plan import Step
+from model.templates import encode_example
+from model.vision import squares
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward pass of this rank needs: the sights for SAM 2, the token ids and labels.
+
+    `rows` are the captions' numbers in the corpus.
+    """
+
+    video: bool
+    sights: list[Sight]
+    ids: list[list[int]]
+    labels: list[list[int]]
+    rows: list[int]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How examples are read. `image_size` is SAM 2's; `variants` > 0 draws each target's prompt from as many fixed
+    ones, so that SAM 2's taps can be cached; 0 draws anew at every visit.
+    """
+
+    image_size: int
+    augment: AugmentConfig
+    published_labels: bool = False
+    variants: int = 0
+
+
+class StepData(Dataset[list[MicroBatch]]):
+    """The micro-batches of one rank, step by step. A pure function of its arguments: workers only read ahead."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        steps: list[Step],
+        tokenizer: Any,
+        reading: Reading,
+        micro_images: int,
+        micro_clips: int,
+        rank: int = 0,
+        ranks: int = 1,
+        cache: FeatureCache | None = None,
+    ) -> None:
+        self.corpus, self.steps, self.tokenizer, self.reading = corpus, steps, tokenizer, reading
+        self.micro = {False: micro_images, True: micro_clips}
+        self.rank, self.ranks, self.cache = rank, ranks, cache
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, number: int) -> list[MicroBatch]:
+        step = self.steps[number]
+        mine = range(self.rank, len(step.rows), self.ranks)
+        examples = [(self.example(step.rows[at], step.seeds[at]), step.rows[at]) for at in mine]
+        size = self.micro[step.video]
+        return [_gather(step.video, examples[at : at + size]) for at in range(0, len(examples), size)]
+
+    def example(self, row: int, seed: int) -> tuple[Sight, list[int], list[int]]:
+        """Sight, token ids and labels of a caption; `seed` decides every random choice.
+
+        Raises CorpusError for data that cannot be used.
+        """
+        rng = np.random.default_rng(seed)
+        example = self.corpus.load(row)
+        augment, variants = self.reading.augment, self.reading.variants
+        if rng.random() < augment.flip:
+            example = flip_example(example) or example
+        key = None
+        draws = rng
+        if variants:
+            variant = int(rng.integers(variants))
+            key = f"{example.key}/{variant}"
+            draws = np.random.default_rng(list(key.encode()))
+        try:
+            prompt = draw_prompt(example, augment, draws)
+            encoded = encode_example(
+                self.tokenizer, ask(example, augment, rng), example.text, self.reading.published_labels
+            )
+        except ValueError as error:
+            raise CorpusError(str(error)) from error
+        cached = key is not None and self.cache is not None and key in self.cache
+        frames = None if cached else squares(example.read(range(example.count)), self.reading.image_size)
+        return Sight(frames, example.size, prompt, key), encoded.ids, encoded.labels
+
+
+def _gather(video: bool, examples: list[Any]) -> MicroBatch:
+    parts = [part for part, _ in examples]
+    sights, ids, labels = ([part[at] for part in parts] for at in range(3))
+    return MicroBatch(video, sights, ids, labels, [row for _, row in examples])
+
+
+def batches(data: StepData, start: int, workers: int = 0) -> Iterator[list[MicroBatch]]:
+    """The steps of `data` from number `start` on, read ahead by worker processes.
+
+    Raises ValueError for workers beside a cache in memory, which they could not see.
+    """
+    if workers and data.cache is not None and data.cache.folder is None:
+        raise ValueError("a feature cache in memory works with loader_workers: 0; give it a folder for more")
+    rest = range(start, len(data))
+    loader = DataLoader(
+        data,
+        batch_size=None,
+        sampler=rest,
+        num_workers=workers,
+        prefetch_factor=2 if workers else None,
+        multiprocessing_context="spawn" if workers else None,
+        generator=torch.Generator(),
+    )
+    yield from loader

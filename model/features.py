@@ -1,0 +1,160 @@
+"""SAM 2's taps of training examples: computed for a batch, or read from a cache, since SAM 2 never changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model.vision import Features, FrozenSam, Prompt, Taps, shown_frames
+from schemas.keys import digest_value
+
+_CHUNK = 16
+"""Frames encoded together."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The taps of one example's shown frames: embed (F, C, h, w), tokens (F, 2, C)."""
+
+    embed: Tensor
+    tokens: Tensor
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What SAM 2 needs of an example: frames as squares (n, S, S, 3) uint8, their original size, the prompt.
+
+    `cache_key` names target, frames and prompt; None when the prompt is drawn anew each time.
+    """
+
+    frames: np.ndarray | None
+    size: tuple[int, int]
+    prompt: Prompt
+    cache_key: str | None
+
+
+class FeatureCache:
+    """Taps by key, in float16: in memory, or as one safetensors file each below `folder`.
+
+    A full-size image takes 2.1 MB, a clip of 16 frames 34 MB; the nano's 33 kB and 0.5 MB.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        self._held: dict[str, Shown] = {}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._held or (self.folder is not None and self._file(key).is_file())
+
+    def get(self, key: str) -> Shown:
+        """The taps in float32. Raises KeyError."""
+        if key in self._held:
+            half = self._held[key]
+            return Shown(half.embed.float(), half.tokens.float())
+        if self.folder is None or not self._file(key).is_file():
+            raise KeyError(key)
+        stored = load_file(str(self._file(key)))
+        return Shown(stored["embed"].float(), stored["tokens"].float())
+
+    def put(self, key: str, shown: Shown) -> None:
+        """Keeps taps; a file appears whole or not at all."""
+        half = Shown(shown.embed.half().cpu().contiguous(), shown.tokens.half().cpu().contiguous())
+        if self.folder is None:
+            self._held[key] = half
+            return
+        file = self._file(key)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(f".{id(shown)}.partial")
+        save_file({"embed": half.embed, "tokens": half.tokens}, str(partial))
+        partial.replace(file)
+
+    def _file(self, key: str) -> Path:
+        name = digest_value(key).hex()
+        return Path(self.folder or ".") / name[:2] / f"{name}.safetensors"
+
+
+def look(sam: FrozenSam, sights: Sequence[Sight], video: bool, frames: int, cache: FeatureCache | None = None) -> Shown:
+    """The taps of B examples of one kind: embed (B, F, C, h, w), tokens (B, F, 2, C) on SAM 2's device.
+
+    `frames` of a clip are shown (F = 1 for images). What the cache has is not computed; what it lacks is added. With a
+    cache the result is rounded as the cache rounds, on the first visit too, so that every epoch sees the same numbers.
+    """
+    found: dict[int, Shown] = {}
+    missing = []
+    for at, sight in enumerate(sights):
+        if cache is not None and sight.cache_key is not None and sight.cache_key in cache:
+            found[at] = cache.get(sight.cache_key)
+        else:
+            missing.append(at)
+    computed = (
+        _clips(sam, [sights[at] for at in missing], frames) if video else _images(sam, [sights[i] for i in missing])
+    )
+    for at, shown in zip(missing, computed, strict=True):
+        key = sights[at].cache_key
+        if cache is not None and key is not None:
+            cache.put(key, shown)
+            shown = cache.get(key)
+        found[at] = shown
+    parts = [found[at] for at in range(len(sights))]
+    return Shown(
+        torch.stack([p.embed.to(sam.device) for p in parts]), torch.stack([p.tokens.to(sam.device) for p in parts])
+    )
+
+
+def _images(sam: FrozenSam, sights: Sequence[Sight]) -> list[Shown]:
+    if not sights:
+        return []
+    features = _encode(sam, np.concatenate([_pixels(s) for s in sights]))
+    taps = sam.prompt(features, range(len(sights)), [s.prompt for s in sights], [s.size for s in sights])
+    return [Shown(taps.embed[at : at + 1], taps.tokens[at : at + 1]) for at in range(len(sights))]
+
+
+def _clips(sam: FrozenSam, sights: Sequence[Sight], frames: int) -> list[Shown]:
+    """Clips with as many frames and prompts alike are tracked side by side."""
+    groups: dict[tuple[int, bool, int, tuple[int, int] | None], list[int]] = {}
+    for at, sight in enumerate(sights):
+        mask = sight.prompt.mask
+        alike = (sight.prompt.box is not None, len(sight.prompt.points), mask.shape if mask is not None else None)
+        groups.setdefault((len(_pixels(sight)), *alike), []).append(at)
+    out: dict[int, Shown] = {}
+    for (count, *_), members in groups.items():
+        some = [sights[at] for at in members]
+        for at, shown in zip(members, _side_by_side(sam, some, count, frames), strict=True):
+            out[at] = shown
+    return [out[at] for at in range(len(sights))]
+
+
+def _side_by_side(sam: FrozenSam, sights: Sequence[Sight], count: int, frames: int) -> list[Shown]:
+    wanted = shown_frames(count, frames)
+    tracker = sam.tracker([s.prompt for s in sights], [s.size for s in sights], count)
+    kept: dict[int, Taps] = {}
+    for at in range(count):
+        taps = tracker.step(_encode(sam, np.stack([_pixels(s)[at] for s in sights])))
+        if at in wanted:
+            kept[at] = taps
+    embed = torch.stack([kept[at].embed for at in wanted], dim=1)
+    tokens = torch.stack([kept[at].tokens for at in wanted], dim=1)
+    return [Shown(embed[at], tokens[at]) for at in range(len(sights))]
+
+
+def _encode(sam: FrozenSam, squares: np.ndarray) -> Features:
+    parts = [sam.encode(sam.normalise(squares[at : at + _CHUNK])) for at in range(0, len(squares), _CHUNK)]
+    if len(parts) == 1:
+        return parts[0]
+    levels = range(len(parts[0].maps))
+    return Features(
+        [torch.cat([p.maps[at] for p in parts]) for at in levels],
+        [torch.cat([p.positions[at] for p in parts]) for at in levels],
+    )
+
+
+def _pixels(sight: Sight) -> np.ndarray:
+    if sight.frames is None:
+        raise ValueError("these taps were said to be cached and are not: clear the feature cache")
+    return sight.frames

@@ -1,0 +1,38 @@
+"""Captions generated in the middle of training, to see with one's own eyes what is learned."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from model.features import look
+from model.generate import GenerationConfig, Generator
+from model.templates import IGNORE
+
+if TYPE_CHECKING:
+    from model.train import Trainer
+
+_TOKENS = 64
+
+
+@torch.no_grad()
+def sample_captions(trainer: Trainer, count: int) -> list[dict[str, Any]]:
+    """Greedy answers for `count` captions spread over the corpus, each beside the caption it should give."""
+    pam, index = trainer.wrapped.pam, trainer.corpus.index
+    rows = [at * len(index) // count for at in range(min(count, len(index)))]
+    data = trainer.data([])
+    answer = Generator(pam, trainer.tokenizer, GenerationConfig(max_new_tokens=_TOKENS, fast=False))
+    pam.eval()
+    out = []
+    for row in rows:
+        sight, ids, labels = data.example(row, seed=row)
+        video = bool(index["video"][row])
+        shown = look(trainer.sam, [sight], video, pam.config.video_frames, trainer.cache)
+        spot = next(at for at, label in enumerate(labels) if label != IGNORE)
+        wanted = trainer.tokenizer.decode([i for i in labels if i != IGNORE], skip_special_tokens=True)
+        text = answer.after(video, shown.embed, shown.tokens, [ids[:spot]])[0]
+        row_out = {"step": trainer.progress.step, "row": row, "task": index["task"][row]}
+        out.append(row_out | {"text": text, "wanted": wanted})
+    pam.train()
+    return out

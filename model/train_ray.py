@@ -1,0 +1,61 @@
+"""The same loop on the workers of Ray Train: DDP for stages 1 and 1.5, FSDP2 for stage 2, gloo or NCCL.
+
+Workers keep their own checkpoints in the output folder, which all of them must reach (a shared file system on several
+nodes). A worker that dies takes the group down; Ray Train starts it again and it goes on from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from model.train import Trainer, TrainResult
+from model.train_config import TrainConfig
+from model.world import join_world
+
+
+def train_with_ray(config: TrainConfig) -> TrainResult:
+    """Runs `config.ray_workers` workers; connects to the cluster of `RAY_ADDRESS` or starts an embedded one.
+
+    Raises Ray Train's error when the workers fail more than `max_failures` times.
+    """
+    import ray
+    import torch
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    gpu = config.device != "cpu" and torch.cuda.is_available()
+    if not ray.is_initialized():
+        cpus = max(4, int(config.ray_workers * config.cpus_per_worker) + 2)
+        if "RAY_ADDRESS" in os.environ:
+            ray.init()
+        else:
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False)
+    output = config.output.absolute()
+    scaling = ScalingConfig(
+        num_workers=config.ray_workers,
+        use_gpu=gpu,
+        resources_per_worker={"CPU": config.cpus_per_worker} | ({"GPU": 1.0} if gpu else {}),
+    )
+    result = TorchTrainer(
+        _worker,
+        train_loop_config={"config": config.model_copy(update={"output": output}).model_dump_json()},
+        scaling_config=scaling,
+        run_config=RunConfig(
+            name="ray", storage_path=str(output), failure_config=FailureConfig(max_failures=config.max_failures)
+        ),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+    ).fit()
+    metrics = result.metrics or {}
+    return TrainResult(**{**metrics, "checkpoint": Path(metrics["checkpoint"]), "metrics": Path(metrics["metrics"])})
+
+
+def _worker(settings: dict[str, Any]) -> None:
+    import ray.train
+
+    config = TrainConfig.model_validate_json(settings["config"]).model_copy(update={"ray_workers": 1})
+    with join_world(config.device) as world:
+        result = Trainer(config, world).run()
+    plain = {name: getattr(result, name) for name in TrainResult.__dataclass_fields__}
+    ray.train.report(plain | {"checkpoint": str(result.checkpoint), "metrics": str(result.metrics)})
