@@ -1,0 +1,128 @@
+"""From samples to PAM's records, one for each caption that can be one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from schemas.base import Box
+from schemas.geometry import Rle
+from schemas.sample import Sample, SampleCaption, SampleRegion
+from stages.export.pam_geometry import ENOUGH_POINTS, first_visible, listed_frames, sample_points, xywh
+from stages.export.pam_text import IMAGE_MARK, explain_answer, human_turn
+
+PromptKind = Literal["box", "point", "boxNpoint"]
+_RESERVED = (IMAGE_MARK, "<|im_start|>", "<|im_end|>", "<|endoftext|>")
+
+
+@dataclass(frozen=True)
+class Exportable:
+    """A caption as a PAM record without its paths; `reason` says why it cannot be one.
+
+    `frames` are source frame indices (empty for images), `record` holds all keys but `image`, `image_root`, `frames`.
+    """
+
+    region: SampleRegion
+    caption: SampleCaption
+    frames: list[int] = field(default_factory=list)
+    record: dict[str, Any] = field(default_factory=dict)
+    reason: str | None = None
+
+
+def exportables(sample: Sample, prompt: PromptKind, num_points: int) -> Iterator[Exportable]:
+    """Every caption of a sample, as record or with the reason why not."""
+    for region in sample.regions:
+        for caption in region.captions:
+            yield _exportable(sample, region, caption, prompt, num_points)
+
+
+def _exportable(
+    sample: Sample, region: SampleRegion, caption: SampleCaption, prompt: PromptKind, num_points: int
+) -> Exportable:
+    answer, history = answer_of(caption), _history(region, caption)
+    if not answer:
+        return Exportable(region, caption, reason="no_answer")
+    if any(mark in text for mark in _RESERVED for text in (answer, history or "")):
+        return Exportable(region, caption, reason="reserved_token")
+    video = caption.task in ("video", "stream")
+    if video != (sample.media.kind == "video"):
+        return Exportable(region, caption, reason="task_of_other_kind")
+    where = _on_frames(sample, region, caption) if video else ([], region.box, region.mask)
+    if where is None:
+        return Exportable(region, caption, reason="target_absent")
+    frames, box, mask = where
+    visual = _visual(sample, region, box, mask, prompt, num_points)
+    if isinstance(visual, str):
+        return Exportable(region, caption, reason=visual)
+    turns = [
+        {"from": "human", "value": human_turn(caption.task, caption.language, history)},
+        {"from": "gpt", "value": answer},
+    ]
+    name = f"{region.region_key.hex()}-{caption.task}-{caption.language}"
+    if caption.event_index >= 0:
+        name += f"-{caption.event_index}"
+    record = {"id": name, "type": sample.media.kind, "conversations": turns, **visual}
+    return Exportable(region, caption, frames, record)
+
+
+def answer_of(caption: SampleCaption) -> str:
+    """The text that PAM shall learn to answer."""
+    if caption.task == "label":
+        return (caption.label or caption.text).strip()
+    if caption.task == "explain":
+        joined = explain_answer(caption.language, caption.label, caption.definition, caption.function)
+        return joined or caption.text.strip()
+    return caption.text.strip()
+
+
+def _history(region: SampleRegion, caption: SampleCaption) -> str | None:
+    """The text of the event before, which is a kept one: packing cuts chains at their first gap."""
+    if caption.task != "stream" or caption.event_index == 0:
+        return None
+    before = (
+        other
+        for other in region.captions
+        if (other.task, other.language) == ("stream", caption.language) and other.event_index == caption.event_index - 1
+    )
+    return next(before).text.strip()
+
+
+def _on_frames(
+    sample: Sample, region: SampleRegion, caption: SampleCaption
+) -> tuple[list[int], Box | None, Rle | None] | None:
+    """Frames, box and mask for a clip or an event: the prompt is on the first listed frame, so the target is there."""
+    first, last = 0, sample.media.num_frames - 1
+    if caption.event_index >= 0:
+        event = next((each for each in region.events if each.event_index == caption.event_index), None)
+        if event is None:
+            return None
+        first, last = event.start_frame, event.end_frame
+    seen = first_visible(region.frames, first, last)
+    if seen is not None:
+        return listed_frames(seen.frame_index, last), seen.box, seen.mask
+    if region.frames or not first <= region.frame_index <= last:
+        return None
+    return listed_frames(region.frame_index, last), region.box, region.mask
+
+
+def _visual(
+    sample: Sample, region: SampleRegion, box: Box | None, mask: Rle | None, prompt: PromptKind, num_points: int
+) -> dict[str, Any] | str:
+    """`bbox`, `points` and `labels`, unused ones null, or the reason why there are none."""
+    video = sample.media.kind == "video"
+    bounds = points = None
+    if prompt != "point":
+        bounds = None if box is None else xywh(box, sample.media.width, sample.media.height)
+        if bounds is None:
+            return "no_box"
+    if prompt != "box":
+        least = ENOUGH_POINTS[sample.media.kind]
+        points = None if mask is None else sample_points(mask, max(num_points, least), region.region_key, least)
+        if not points:
+            return "no_mask"
+        if 1 < len(points) < least:
+            points = points[:1]
+    labels = None if points is None else [1] * len(points)
+    found = {"bbox": bounds, "points": points, "labels": labels}
+    return {name: [value] if video and value is not None else value for name, value in found.items()}

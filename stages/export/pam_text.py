@@ -1,0 +1,124 @@
+"""What PAM is asked and how its answers are laid out, byte for byte as in its public notebooks and files.
+
+Source: Perceive-Anything/PAM, notebooks and released annotation files (arXiv 2506.05302).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from schemas.caption import Language, Task
+from schemas.keys import digest_value
+
+IMAGE_MARK = "<image>"
+_HISTORY = "{history}"
+
+PROMPTS: dict[Language, dict[Task, str]] = {
+    "en": {
+        "label": "Classify this subject and provide its label.",
+        "explain": "Classify this subject and provide the label and its definition.",
+        "brief": "Provide a concise caption for this subject.",
+        "detailed": "Provide a comprehensive and detailed description for this subject.",
+        "video": "Provide a caption for this subject in this video.\nPrevious caption: {history}",
+        "stream": "Provide a caption for this subject in this video.\nPrevious caption: {history}",
+    },
+    "zh": {
+        "label": "对该目标对象进行分类并提供标签",
+        "explain": "对该目标对象进行分类并提供标签和名词功能解释",
+        "brief": "对该目标对象提供一个概括的描述",
+        "detailed": "对该目标对象提供一个全面且详细的描述",
+        "video": "对该视频中的目标对象提供一个描述。\n历史描述：{history}",
+        "stream": "对该视频中的目标对象提供一个描述。\n历史描述：{history}",
+    },
+}
+NO_HISTORY: dict[Language, str] = {"en": "None", "zh": "无"}
+LANGUAGE_SUFFIX: dict[Language, str] = {"en": "en", "zh": "ch"}
+
+TASK_SUFFIX: dict[Task, str] = {
+    "label": "obj_label",
+    "explain": "obj_label_exp",
+    "brief": "obj_briefCap",
+    "detailed": "obj_detailCap",
+    "video": "sampled_32f_video_obj_cap",
+    "stream": "streaming_sampled_32f_video_obj_cap",
+}
+FOLDER: dict[Task, str] = {
+    "label": "image-obj-label",
+    "explain": "image-obj-label",
+    "brief": "image-obj-caption",
+    "detailed": "image-obj-caption",
+    "video": "video-obj-caption",
+    "stream": "video-obj-caption",
+}
+
+
+def human_turn(task: Task, language: Language, history: str | None = None) -> str:
+    """The human turn: the image's mark, a newline, the task's prompt; `history` is the previous event's caption."""
+    text = PROMPTS[language][task]
+    # Not str.format: a history may hold braces.
+    return f"{IMAGE_MARK}\n" + text.replace(_HISTORY, history if history is not None else NO_HISTORY[language])
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a human turn asks. `history` is None for tasks without one and at the start of a chain."""
+
+    task: Task
+    language: Language
+    history: str | None = None
+
+
+def read_turn(text: str, video: bool) -> Asked | None:
+    """The meaning of a human turn; None for wording that is not PAM's.
+
+    `video` and `stream` share their wording: a turn with a history is `stream`, one without is `video` until its
+    successors are known.
+    """
+    body = text.replace(IMAGE_MARK, "", 1).strip("\n")
+    for language, prompts in PROMPTS.items():
+        for task, prompt in prompts.items():
+            head, mark, _ = prompt.partition(_HISTORY)
+            if (task in ("video", "stream")) != video:
+                continue
+            if not mark and body == prompt:
+                return Asked(task, language)
+            if mark and body.startswith(head):
+                history = body.removeprefix(head)
+                first = history == NO_HISTORY[language]
+                return Asked("video", language) if first else Asked("stream", language, history)
+    return None
+
+
+def explain_answer(language: Language, label: str | None, definition: str | None, function: str | None) -> str | None:
+    """PAM's explain answer: label, definition, and the function after it where there is one; None without a label.
+
+    The released files join the parts into one answer and document no separator. This is the one place that decides it.
+    """
+    if not label or not definition:
+        return None
+    stop, gap = ("。", "") if language == "zh" else (".", " ")
+    parts = [part.strip() for part in (label, definition, function or "") if part and part.strip()]
+    return gap.join(part if part[-1] in ".。!?！？" else part + stop for part in parts)
+
+
+def file_name(source: str, prompt: str, task: Task, language: Language, split: str) -> str:
+    """`<source>_<box|point|boxNpoint>_<task>_<en|ch>_<split>.jsonl`; video files name no prompt kind, as released."""
+    kind = "" if task in ("video", "stream") else f"{prompt}_"
+    return f"{source}_{kind}{TASK_SUFFIX[task]}_{LANGUAGE_SUFFIX[language]}_{split}.jsonl"
+
+
+def source_names(sources: Iterable[str]) -> dict[str, str]:
+    """A file name's part for each source: its own name where that is plain and like no other, else with a digest."""
+    plain = {source: re.sub(r"[^A-Za-z0-9+-]+", "-", source).strip("-")[:64] for source in sorted(set(sources))}
+    alike = Counter(name.casefold() for name in plain.values())
+    return {
+        source: name if name == source and alike[name.casefold()] == 1 else _marked(name, source)
+        for source, name in plain.items()
+    }
+
+
+def _marked(name: str, source: str) -> str:
+    return f"{name or 'source'}-{digest_value(source).hex()[:8]}"

@@ -1,0 +1,201 @@
+"""PAM's files: byte-exact prompts, every rule of its loader, and the way back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from model.templates import NO_HISTORY as MODEL_NO_HISTORY
+from model.templates import PROMPTS as MODEL_PROMPTS
+from stages import masks
+from stages.export import PamExportConfig, export_pam
+from stages.export.pam_geometry import listed_frames, sample_points, whole_pixels, xywh
+from stages.export.pam_text import NO_HISTORY, PROMPTS, explain_answer, human_turn, read_turn, source_names
+from stages.pack import PackConfig, plan_pack
+
+TRAIN_ONLY = PackConfig(validation_fraction=0)
+
+
+def records(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+@pytest.fixture
+def exported(explained, tmp_path):
+    out = tmp_path / "pam"
+    return out, export_pam(plan_pack(explained.frames(), TRAIN_ONLY), out)
+
+
+def test_files_are_named_as_pam_names_them(exported):
+    _, report = exported
+    assert report.files == {
+        f"annotations/{name}_{language}_train.jsonl": count
+        for name, count in {
+            "image-obj-caption/coco_boxNpoint_obj_briefCap": 1,
+            "image-obj-caption/coco_boxNpoint_obj_detailCap": 1,
+            "image-obj-label/coco_boxNpoint_obj_label": 1,
+            "image-obj-label/coco_boxNpoint_obj_label_exp": 1,
+            "video-obj-caption/sav_sampled_32f_video_obj_cap": 1,
+            "video-obj-caption/sav_streaming_sampled_32f_video_obj_cap": 2,
+        }.items()
+        for language in ("en", "ch")
+    }
+    assert report.excluded == []
+    assert report.problems == {}
+
+
+def test_prompts_are_byte_exact(exported):
+    out, _ = exported
+    asked = {
+        path.name: [record["conversations"][0]["value"] for record in records(path)] for path in out.rglob("*.jsonl")
+    }
+    assert asked["coco_boxNpoint_obj_label_en_train.jsonl"] == ["<image>\nClassify this subject and provide its label."]
+    assert asked["coco_boxNpoint_obj_label_exp_ch_train.jsonl"] == [
+        "<image>\n对该目标对象进行分类并提供标签和名词功能解释"
+    ]
+    assert asked["sav_streaming_sampled_32f_video_obj_cap_en_train.jsonl"] == [
+        "<image>\nProvide a caption for this subject in this video.\nPrevious caption: None",
+        "<image>\nProvide a caption for this subject in this video.\nPrevious caption: event 0 en",
+    ]
+    assert asked["sav_streaming_sampled_32f_video_obj_cap_ch_train.jsonl"] == [
+        "<image>\n对该视频中的目标对象提供一个描述。\n历史描述：无",
+        "<image>\n对该视频中的目标对象提供一个描述。\n历史描述：event 0 zh",
+    ]
+
+
+def test_the_model_is_asked_as_the_data_teaches():
+    assert PROMPTS == MODEL_PROMPTS
+    assert NO_HISTORY == MODEL_NO_HISTORY
+
+
+def test_an_explanation_is_label_definition_function(exported):
+    out, _ = exported
+    english = records(next(out.rglob("*label_exp_en*")))[0]["conversations"][1]["value"]
+    chinese = records(next(out.rglob("*label_exp_ch*")))[0]["conversations"][1]["value"]
+    assert english == "dog. A domesticated canine. It guards the yard."
+    assert chinese == "狗。一种驯养的犬科动物。它看守院子。"
+    assert explain_answer("en", "dog", "An animal.", None) == "dog. An animal."
+
+
+def test_an_image_record_is_complete(exported, explained):
+    out, _ = exported
+    record = records(next(out.rglob("*briefCap_en*")))[0]
+    assert set(record) == {"id", "type", "image", "conversations", "bbox", "points", "labels"}
+    assert Path(record["image"]).read_bytes() == Path(explained.media[0].uri).read_bytes()
+    assert record["bbox"] == [0.0, 2.0, 9.0, 10.0]
+    assert len(record["points"]) == len(record["labels"]) == 8
+    mask = masks.decode(explained.masks[0].mask)
+    assert all(mask[y, x] for x, y in record["points"])
+
+
+def test_the_first_listed_frame_of_an_event_is_the_prompt_frame(exported):
+    out, _ = exported
+    second = records(next(out.rglob("*streaming*en*")))[1]
+    assert second["frames"][0] == "00020.jpg"
+    assert second["frames"] == [f"{index:05d}.jpg" for index in range(20, 40)]
+    assert second["bbox"] == [[22.0, 10.0, 12.0, 12.0]]
+    frame = np.asarray(Image.open(Path(second["image_root"]) / second["frames"][0])).astype(int)
+    x, y = second["points"][0][0]
+    assert frame[y, x, 0] > 150 > frame[y, x, 1]
+
+
+def test_provenance_keeps_source_frames_and_times(exported):
+    out, _ = exported
+    frame = pl.read_parquet(out / "provenance.parquet")
+    row = frame.filter(pl.col("file").str.contains("streaming")).row(1, named=True)
+    assert row["frame_times_s"] == pytest.approx([index / 10 for index in row["frame_indices"]])
+    assert len(frame) == 14
+
+
+@pytest.mark.parametrize(("prompt", "given"), [("box", {"bbox"}), ("point", {"points", "labels"})])
+def test_one_kind_of_prompt_leaves_the_other_null(explained, tmp_path, prompt, given):
+    report = export_pam(plan_pack(explained.frames(), TRAIN_ONLY), tmp_path, PamExportConfig(prompt=prompt))
+    assert report.problems == {}
+    for path in tmp_path.rglob("*.jsonl"):
+        for record in records(path):
+            assert {name for name in ("bbox", "points", "labels") if record[name] is not None} == given
+
+
+def test_an_event_without_its_target_is_left_out_and_its_text_stays_history(explained, tmp_path):
+    clip = next(index for index, mask in enumerate(explained.masks) if mask.frames)
+    hidden = [
+        frame.model_copy(update={"visible": False, "mask": None, "box": None}) if frame.frame_index < 20 else frame
+        for frame in explained.masks[clip].frames
+    ]
+    explained.masks[clip] = explained.masks[clip].model_copy(update={"frames": hidden})
+    report = export_pam(plan_pack(explained.frames(), TRAIN_ONLY), tmp_path)
+    assert {(row.task, row.language, row.reason, row.count) for row in report.excluded} == {
+        ("stream", "en", "target_absent", 1),
+        ("stream", "zh", "target_absent", 1),
+    }
+    only = records(next(tmp_path.rglob("*streaming*en*")))
+    assert [record["conversations"][0]["value"].rsplit(": ", 1)[1] for record in only] == ["event 0 en"]
+    assert report.problems == {}
+
+
+def test_reserved_tokens_and_lost_pictures_are_counted(explained, tmp_path):
+    explained.captions[0] = explained.captions[0].model_copy(update={"text": "a <image> inside"})
+    Path(next(media.uri for media in explained.media if media.kind == "video")).unlink()
+    report = export_pam(plan_pack(explained.frames(), TRAIN_ONLY), tmp_path)
+    reasons = {(row.source, row.reason): 0 for row in report.excluded}
+    for row in report.excluded:
+        reasons[row.source, row.reason] += row.count
+    assert reasons == {("coco", "reserved_token"): 1, ("sav", "missing_media"): 6}
+    assert report.problems == {}
+
+
+def test_sources_become_safe_and_distinct_file_names():
+    names = source_names(["coco", "../../etc", "LVIS", "lvis", "a b", "a/b", "", "x" * 300, "狗"])
+    assert names["coco"] == "coco"
+    assert len({name.casefold() for name in names.values()}) == len(names)
+    for name in names.values():
+        assert name == Path(name).name
+        assert name.isascii()
+        assert len(name) < 80
+
+
+@given(st.integers(0, 500), st.integers(0, 500))
+def test_listed_frames_satisfy_the_loader(first, extra):
+    frames = listed_frames(first, first + extra)
+    assert 16 <= len(frames) <= 32
+    assert frames == sorted(frames)
+    assert frames[0] == first
+    assert frames[-1] == first + extra
+    if extra >= 15:
+        assert len(set(frames)) == len(frames)
+
+
+@given(st.binary(min_size=16, max_size=16), st.integers(1, 30), st.integers(1, 12), st.integers(1, 12))
+def test_points_lie_inside_and_are_one_or_enough(seed, count, height, width):
+    pixels = np.zeros((20, 20), bool)
+    pixels[3 : 3 + height, 5 : 5 + width] = True
+    points = sample_points(masks.encode(pixels), max(count, 4), seed, 4)
+    assert len(points) == 1 or len(points) >= 4
+    assert len({tuple(point) for point in points}) == len(points)
+    assert all(pixels[y, x] for x, y in points)
+    assert points == sample_points(masks.encode(pixels), max(count, 4), seed, 4)
+
+
+@given(st.tuples(*[st.floats(-50, 150, allow_nan=False) for _ in range(4)]), st.integers(1, 100), st.integers(1, 100))
+def test_exported_boxes_have_whole_pixels(box, width, height):
+    found = xywh(box, width, height)
+    if found is not None:
+        assert whole_pixels(found)
+        assert 0 <= found[0] <= width
+        assert found[0] + found[2] <= width + 0.01
+        assert found[1] + found[3] <= height + 0.01
+
+
+@given(st.sampled_from(["en", "zh"]), st.text(min_size=1).filter(lambda text: text == text.strip("\n") != "None"))
+def test_a_history_comes_back_whatever_it_holds(language, history):
+    asked = read_turn(human_turn("stream", language, history), video=True)
+    assert (asked.task, asked.language, asked.history) == (
+        ("video", language, None) if history == NO_HISTORY[language] else ("stream", language, history)
+    )
