@@ -168,15 +168,18 @@ class _Reader:
         """The id of the region that a record, or a chain, is about; makes it where it is new."""
         about = [item["media"], item["frame_index"], item["box"], item["points"]]
         source_id = digest_value(about).hex()
-        region = {"id": source_id, "media": item["media"], "frame_index": item["frame_index"]}
+        region = self._regions.setdefault(source_id, {"id": source_id})
+        region |= {"media": item["media"], "frame_index": item["frame_index"]}
         region |= {name: item[name] for name in ("box", "points") if item[name] is not None}
-        if item["task"] == "label":
+        if item["task"] == "label" and item["language"] == "en":
             region["label"] = item["text"]
+        elif item["task"] == "label":
+            hint = {"kind": "label", "language": item["language"], "text": item["text"]}
+            region["hints"] = [*region.get("hints", []), hint]
         if len(chain) > 1:
             region["track"] = [
                 {"frame_index": each["frame_index"], "box": each["box"]} for each in chain if each["box"] is not None
             ]
-        self._regions[source_id] = {**region, **self._regions.get(source_id, {})}
         return source_id
 
 
