@@ -1,4 +1,4 @@
-"""Boxes, points and frames as PAM's loader wants them."""
+"""Boxes and points as PAM's loader wants them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ import cv2
 import numpy as np
 
 from schemas.base import Box
-from schemas.geometry import FrameMask, Rle
+from schemas.geometry import Rle
 from schemas.keys import digest_value
 from stages.masks import decode
 
-MIN_FRAMES = 16
-LISTED_FRAMES = 32
 ENOUGH_POINTS = {"image": 4, "video": 3}
 """The loader draws 1 to this many points; with fewer (but more than one) it fails at random."""
 
@@ -52,16 +50,3 @@ def sample_points(mask: Rle, count: int, seed: bytes, least: int) -> list[list[i
     drawn = rng.choice(others, size=min(count - 1, len(others)), replace=False) if count > 1 else others[:0]
     width = pixels.shape[1]
     return [[int(at % width), int(at // width)] for at in (centre, *drawn.tolist())]
-
-
-def listed_frames(first: int, last: int) -> list[int]:
-    """32 uniform frames of first..last; all of a shorter span; below 16, frames repeat so that the loader takes it."""
-    available = last - first + 1
-    count = LISTED_FRAMES if available >= LISTED_FRAMES else max(available, MIN_FRAMES)
-    return [int(at) for at in np.round(np.linspace(first, last, count)).astype(int)]
-
-
-def first_visible(frames: Sequence[FrameMask], first: int, last: int) -> FrameMask | None:
-    """The first frame of a span on which the target has a mask."""
-    seen = (frame for frame in frames if first <= frame.frame_index <= last)
-    return next((frame for frame in seen if frame.visible and frame.mask is not None and frame.box is not None), None)

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from schemas.base import Box
-from schemas.geometry import Rle
+from schemas.geometry import FrameMask, Rle
 from schemas.sample import Sample, SampleCaption, SampleRegion
-from stages.export.pam_geometry import ENOUGH_POINTS, first_visible, listed_frames, sample_points, xywh
+from stages.chunk.streaming import event_frames
+from stages.export.pam_geometry import ENOUGH_POINTS, sample_points, xywh
 from stages.export.pam_text import IMAGE_MARK, explain_answer, human_turn
 
 PromptKind = Literal["box", "point", "boxNpoint"]
@@ -98,12 +99,15 @@ def _on_frames(
         if event is None:
             return None
         first, last = event.start_frame, event.end_frame
-    seen = first_visible(region.frames, first, last)
-    if seen is not None:
-        return listed_frames(seen.frame_index, last), seen.box, seen.mask
-    if region.frames or not first <= region.frame_index <= last:
-        return None
-    return listed_frames(region.frame_index, last), region.box, region.mask
+    masklet = region.frames or [_prompt_frame(region)]
+    found = event_frames(masklet, first, last)
+    return None if found is None else (found.indices, found.box, found.prompt.mask)
+
+
+def _prompt_frame(region: SampleRegion) -> FrameMask:
+    return FrameMask(
+        frame_index=region.frame_index, time_s=region.time_s, visible=True, box=region.box, mask=region.mask
+    )
 
 
 def _visual(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from schemas.caption import Language, Task
 from schemas.keys import digest_value
+from stages.chunk.streaming import NO_HISTORY
 
 IMAGE_MARK = "<image>"
 _HISTORY = "{history}"
@@ -34,7 +35,6 @@ PROMPTS: dict[Language, dict[Task, str]] = {
         "stream": "对该视频中的目标对象提供一个描述。\n历史描述：{history}",
     },
 }
-NO_HISTORY: dict[Language, str] = {"en": "None", "zh": "无"}
 LANGUAGE_SUFFIX: dict[Language, str] = {"en": "en", "zh": "ch"}
 
 TASK_SUFFIX: dict[Task, str] = {

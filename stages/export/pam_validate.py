@@ -15,7 +15,8 @@ from typing import Any, Literal
 from PIL import Image
 
 from schemas.base import Record
-from stages.export.pam_geometry import ENOUGH_POINTS, MIN_FRAMES, whole_pixels
+from stages.chunk.streaming import LEAST_FRAMES
+from stages.export.pam_geometry import ENOUGH_POINTS, whole_pixels
 from stages.export.pam_text import IMAGE_MARK, read_turn
 
 _KEYS = {"id", "type", "image", "image_root", "frames", "conversations", "bbox", "points", "labels"}
@@ -126,8 +127,8 @@ def _source(record: dict[str, Any]) -> Found:
     frames = record.get("frames")
     if not isinstance(frames, list) or not all(isinstance(frame, str) and frame for frame in frames):
         yield "frames", "frames are a list of file names"
-    elif len(frames) < MIN_FRAMES:
-        yield "frames", f"a video lists at least {MIN_FRAMES} frames, this one {len(frames)}"
+    elif len(frames) < LEAST_FRAMES:
+        yield "frames", f"a video lists at least {LEAST_FRAMES} frames, this one {len(frames)}"
 
 
 def _prompts(record: dict[str, Any]) -> Found:

@@ -15,9 +15,10 @@ from PIL import Image
 from model.templates import NO_HISTORY as MODEL_NO_HISTORY
 from model.templates import PROMPTS as MODEL_PROMPTS
 from stages import masks
+from stages.chunk.streaming import NO_HISTORY
 from stages.export import PamExportConfig, export_pam
-from stages.export.pam_geometry import listed_frames, sample_points, whole_pixels, xywh
-from stages.export.pam_text import NO_HISTORY, PROMPTS, explain_answer, human_turn, read_turn, source_names
+from stages.export.pam_geometry import sample_points, whole_pixels, xywh
+from stages.export.pam_text import PROMPTS, explain_answer, human_turn, read_turn, source_names
 from stages.pack import PackConfig, plan_pack
 
 TRAIN_ONLY = PackConfig(validation_fraction=0)
@@ -159,17 +160,6 @@ def test_sources_become_safe_and_distinct_file_names():
         assert name == Path(name).name
         assert name.isascii()
         assert len(name) < 80
-
-
-@given(st.integers(0, 500), st.integers(0, 500))
-def test_listed_frames_satisfy_the_loader(first, extra):
-    frames = listed_frames(first, first + extra)
-    assert 16 <= len(frames) <= 32
-    assert frames == sorted(frames)
-    assert frames[0] == first
-    assert frames[-1] == first + extra
-    if extra >= 15:
-        assert len(set(frames)) == len(frames)
 
 
 @given(st.binary(min_size=16, max_size=16), st.integers(1, 30), st.integers(1, 12), st.integers(1, 12))
