@@ -108,14 +108,15 @@ def pack(config: ConfigOrRun, set_: Overrides = [], json: Json = False) -> None:
 @one_line_errors
 def demo(
     out_: Annotated[Path, typer.Option("--out", help="The folder of the demonstration.")] = Path("runs/demo"),
-    images: Annotated[int, typer.Option(help="How many pictures to draw.")] = 48,
+    images: Annotated[int, typer.Option(help="How many photos to draw.")] = 48,
+    clips: Annotated[int, typer.Option(help="How many clips to draw.")] = 4,
     seed: Annotated[int, typer.Option(help="The seed of the drawn world.")] = 0,
     json: Json = False,
 ) -> None:
     """Draw a small world with planted defects and build its corpus end to end."""
     from jobs.demo import run_demo
 
-    run_demo(out_, images, seed, json)
+    run_demo(out_, images, clips, seed, json)
 
 
 def _build(

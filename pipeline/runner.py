@@ -90,6 +90,7 @@ class Cluster:
         """Connects, or starts Ray; does nothing when that has been done (by anybody in this process)."""
         if ray.is_initialized():
             return
+        os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # a busy laptop may need longer than 30 s
         root = str(Path(__file__).resolve().parents[1])
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         env = {"PYTHONPATH": path, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}

@@ -94,8 +94,9 @@ def _arrow_type(annotation: Any, metadata: Sequence[Any] = ()) -> tuple[pa.DataT
             return pa.list_(_item(args[0]), len(args)), False
         raise TypeError(f"{annotation} has no Arrow type: a fixed tuple holds one type")
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        fields = [_field(name, info.annotation, info.metadata) for name, info in annotation.model_fields.items()]
-        return pa.struct(fields), False
+        # Nullable inside: Parquet refuses a null struct whose fields may not be null.
+        parts = {name: _arrow_type(info.annotation, info.metadata)[0] for name, info in annotation.model_fields.items()}
+        return pa.struct(list(parts.items())), False
     if annotation in _SCALARS:
         return _SCALARS[annotation], False
     raise TypeError(f"{annotation} has no Arrow type")

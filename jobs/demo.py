@@ -1,0 +1,182 @@
+"""The demonstration: a drawn world with known truth, built into a corpus end to end, and measured against the truth."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import yaml
+
+from jobs.console import Lines, accounts_table, err, out, print_json
+from jobs.looking import frame_table
+from jobs.reporting import write_run_report
+from pipeline.build import build, status
+from pipeline.config import EngineConfig, load_config
+from pipeline.engine import Corpus
+from pipeline.looking import evaluation_of, open_corpus
+from pipeline.output import decisions
+from pipeline.tables import Run
+from schemas.arrow import arrow_schema, conform
+from schemas.caption import Caption
+from schemas.geometry import Rle
+from stages.base import fingerprint, with_digest
+from stages.masks import decode
+from stages.policy import load_policy
+from stages.shapes.clips import write_clips
+from stages.shapes.config import ShapesConfig
+from stages.shapes.images import ShapesFolder, write_images
+from stages.shapes.spoil import plant_caption_defect
+from stages.yields import precision_recall, yield_table
+
+SPOILT_SHARE = 0.12
+_BEFORE_SCORES = ("ingest", "select", "refine", "chunk", "distill")
+_SPOILT_TASKS = ("brief", "detailed")
+
+
+def run_demo(folder: Path, images: int, clips: int, seed: int, as_json: bool) -> dict[str, Any]:
+    """Draws, builds, spoils captions on purpose, filters, packs, reports; prints what came out and returns it."""
+    began = time.monotonic()
+    config_path, photos = draw(folder, images, clips, seed)
+    config = load_config(config_path)
+    progress = None if as_json else Lines()
+    build(config, _BEFORE_SCORES, progress)
+    planted = plant(config, seed)
+    result = build(config, progress=progress)
+    now = open_corpus(config)
+    figures = {
+        "seconds": round(time.monotonic() - began, 1),
+        "config": str(config_path),
+        "stages": {name: count.as_dict() for name, count in status(config).items()},
+        "masks": mask_quality(now, photos),
+        "filters": precision_recall(decisions(now, load_policy(config.policy)), planted).to_dicts(),
+        "pack": result.pack_id,
+        "shards": shard_listing(result.pack or {}),
+        "report": write_run_report(config),
+    }
+    if as_json:
+        print_json(figures)
+    else:
+        show(config, now, figures)
+    return figures
+
+
+def draw(folder: Path, images: int, clips: int, seed: int) -> tuple[Path, ShapesFolder]:
+    """Writes photos as COCO, clips as SA-V and the run's configuration; returns the latter's path and the photos."""
+    err.print(f"drawing {images} photos and {clips} clips of shapes into {folder}/world")
+    shapes = ShapesConfig(images=images, clips=clips, seed=seed, jitter=0.08, defects=0.08)
+    photos = write_images(folder / "world" / "photos", shapes)
+    sources: list[dict[str, Any]] = [
+        {
+            "format": "coco",
+            "name": "shapes",
+            "annotations": "world/photos/instances.json",
+            "media": "world/photos/images",
+            "licence": "CC0-1.0",
+        }
+    ]
+    if clips:
+        write_clips(folder / "world" / "clips", shapes)
+        where = "world/clips/videos"
+        sources.append({"format": "sav", "name": "clips", "annotations": where, "media": where, "licence": "CC0-1.0"})
+    settings = {
+        "run": "run",
+        "sources": sources,
+        "select": {"min_side": 12, "max_per_image": 16, "seed": seed},
+        "refine": {"backend": "grabcut"},
+        "chunk": {"backend": "motion"},
+        "teacher": {"backend": "measured"},
+        "captions": {"tasks": ["label", "explain", "brief", "detailed"], "languages": ["en"]},
+        "policy": "policy/default.yaml",
+        "pack": {"layout": "joined", "validation_fraction": 0.2},
+    }
+    path = folder / "demo.yaml"
+    text = "# A drawn world: photos as COCO, clips as SA-V.\n" + yaml.safe_dump(settings, sort_keys=False)
+    path.write_text(text, encoding="utf-8")
+    return path, photos
+
+
+def plant(config: EngineConfig, seed: int) -> pl.DataFrame:
+    """Spoils a share of the captions as careless teachers would; returns `caption_key`, `defect` of the spoilt ones.
+
+    A spoilt caption is committed as a further attempt at its row, so that the measured one stays below it.
+    """
+    run = Run.open(config.run)
+    with run.writer("perceive demo") as writer:
+        now = open_corpus(config)
+        planted = []
+        for (task, language), step in now.distill.items():
+            good = step.rows.filter((pl.col("status") == "ok") & (pl.col("attempts") == 1))
+            if task not in _SPOILT_TASKS or not len(good):
+                continue
+            rows = []
+            for row in good.iter_rows(named=True):
+                text, defect = plant_caption_defect(row["text"], language, row["caption_key"], seed, SPOILT_SHARE)
+                if defect is not None:
+                    planted.append({"caption_key": row["caption_key"], "defect": str(defect)})
+                    rows.append({**row, "text": text, "attempts": 2, **_truncation(str(defect))})
+            done = step.rows.filter(pl.col("attempts") > 1)["caption_key"].to_list()
+            rows = [row for row in rows if row["caption_key"] not in done]
+            if rows:
+                frame = pl.DataFrame(rows, schema=step.rows.schema)
+                table = with_digest(conform(frame.to_arrow(), arrow_schema(Caption)), Caption)
+                writer.commit_table(step.stage.table, fingerprint(step.stage), table, "caption_key")
+        return pl.DataFrame(planted, schema={"caption_key": pl.Binary, "defect": pl.String})
+
+
+def _truncation(defect: str) -> dict[str, str]:
+    return {"finish_reason": "length"} if defect == "truncated" else {}
+
+
+def mask_quality(now: Corpus, photos: ShapesFolder) -> dict[str, float]:
+    """Mean IoU with the true masks of the photos: of the annotated box taken as a mask, and of the refined mask."""
+    truth = json.loads(photos.truth.read_text(encoding="utf-8"))["annotations"]
+    masks = now.masked.filter(pl.col("source") == "shapes").select("source_id", "seed_box", "mask")
+    before, after = [], []
+    for row in masks.iter_rows(named=True):
+        known = truth.get(row["source_id"])
+        if known is None or row["mask"] is None:
+            continue
+        true = decode(Rle.model_validate(known["mask"]))
+        box = np.zeros_like(true)
+        x0, y0, x1, y1 = (round(value) for value in row["seed_box"])
+        box[y0:y1, x0:x1] = True
+        before.append(_iou(box, true))
+        after.append(_iou(decode(Rle.model_validate(row["mask"])), true))
+    return {
+        "regions": len(after),
+        "box_iou": round(float(np.mean(before)), 4) if before else 0.0,
+        "refined_iou": round(float(np.mean(after)), 4) if after else 0.0,
+    }
+
+
+def _iou(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
+    union = np.logical_or(a, b).sum()
+    return float(np.logical_and(a, b).sum() / union) if union else 1.0
+
+
+def shard_listing(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """Path, samples and bytes of each shard of a pack's manifest."""
+    return [
+        {"shard": shard["path"], "samples": shard["num_samples"], "bytes": shard["num_bytes"]}
+        for shard in manifest.get("shards", [])
+    ]
+
+
+def show(config: EngineConfig, now: Corpus, figures: dict[str, Any]) -> None:
+    """Prints the outcome for people."""
+    out.print(accounts_table(status(config), "what became of every row"))
+    masks = figures["masks"]
+    out.print(
+        f"masks: mean IoU with the truth {masks['box_iou']:.3f} for the annotated box, "
+        f"{masks['refined_iou']:.3f} after refinement ({masks['regions']} regions)"
+    )
+    out.print(frame_table(pl.DataFrame(figures["filters"]), "planted caption defects: found by the rules"))
+    spoke = yield_table(evaluation_of(now)).filter(pl.col("hits") > 0)
+    out.print(frame_table(spoke, "yield: the checks that spoke"))
+    out.print(frame_table(pl.DataFrame(figures["shards"]), f"pack {figures['pack']}"))
+    out.print(f"report: {figures['report']}")
+    out.print(f"{figures['seconds']:.0f} s; the same commands work on your data: perceive build {figures['config']}")
