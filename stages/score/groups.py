@@ -8,8 +8,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from schemas.base import Row
 from stages.base import Stage
 from stages.score.base import ScoreStage, score_columns
+from stages.score.duplicates import CorpusScores, DuplicatesConfig
 from stages.score.mask import MaskStage
 from stages.score.pixels import PixelStage
 from stages.score.target import TargetStage
@@ -19,9 +21,14 @@ GROUPS: tuple[type[ScoreStage], ...] = (TextStage, MaskStage, TargetStage, Pixel
 
 
 class ScoreConfig(BaseModel):
-    """Which rules score captions. Rules over text, masks and pixels are cheap and always run."""
+    """Which rules score captions. Rules over text, masks and pixels are cheap and always run; the others are off.
+
+    `duplicates` compares the captions of the whole corpus with each other (`stages.score.duplicates`).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    duplicates: DuplicatesConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -52,4 +59,5 @@ def build_score(group: str, config: ScoreConfig, storage_options: Mapping[str, A
 
 def all_columns() -> dict[str, Column]:
     """Every score column that some group fills."""
-    return {name: Column(name, stage.group) for stage in GROUPS for name in score_columns(stage.row)}
+    rows: dict[str, type[Row]] = {stage.group: stage.row for stage in GROUPS} | {"corpus": CorpusScores}
+    return {name: Column(name, group) for group, row in rows.items() for name in score_columns(row)}

@@ -1,4 +1,4 @@
-"""Rules 1 to 8: what a caption's text alone says of it. Polars and NumPy over whole columns; English and Chinese."""
+"""Rules 1 to 8, and 20 by words: what a caption's text alone says of it. Polars and NumPy over whole columns; English and Chinese."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TextUnit(ScoreUnit):
 
 
 class TextScores(ScoreRow):
-    """Scores of rules 1 to 8."""
+    """Scores of rules 1 to 8, and of rule 20 by words."""
 
     missing_fields: int | None = None
     cut_off: float | None = None
@@ -52,6 +52,9 @@ class TextScores(ScoreRow):
     hedge_density: float | None = None
     openers: int | None = None
     words_after_opener: int | None = None
+    pii_hits: int | None = None
+    unsafe_hits: int | None = None
+    identity_hits: int | None = None
 
 
 class Schema(Rule):
@@ -242,11 +245,34 @@ class Openers(Rule):
         return units.select(openers=_known(opens.cast(pl.Int64)), words_after_opener=pl.when(opens).then(rest))
 
 
-RULES: tuple[type[Rule], ...] = (Schema, Marks, Refusals, Script, Length, Repetition, Hedges, Openers)
+class Safety(Rule):
+    """Rule 20, safety: what a caption must not carry.
+
+    `pii_hits` counts addresses, numbers and accounts that point to a person, `unsafe_hits` sexual, gory and abusive
+    words, `identity_hits` words that say who a person is instead of what he looks like.
+    Source: FILTERS rule 20.
+    """
+
+    name = "safety"
+    number = 20
+    columns = ("pii_hits", "unsafe_hits", "identity_hits")
+
+    def settings(self) -> dict[str, Any]:
+        return settings_of("pii", "unsafe", "identities")
+
+    def scores(self, units: pl.DataFrame, language: Language) -> pl.DataFrame:
+        return units.select(
+            pii_hits=_known(_count("pii", language)),
+            unsafe_hits=_known(_count("unsafe", language)),
+            identity_hits=_known(_count("identities", language)),
+        )
+
+
+RULES: tuple[type[Rule], ...] = (Schema, Marks, Refusals, Script, Length, Repetition, Hedges, Openers, Safety)
 
 
 class TextStage(ScoreStage):
-    """Rules 1 to 8 over the caption's text."""
+    """Rules 1 to 8, and 20 by words, over the caption's text."""
 
     group: ClassVar[str] = "text"
     table: ClassVar[str] = "scores/text"
