@@ -105,8 +105,9 @@ class Source:
 class RawRegion(Record):
     """One annotation record as read, in the dataset's own pixels; the columns of `RawRegions`.
 
-    `uri` is the media's. `box` is xyxy, in pixels, or in fractions of the image where `relative`. `width` and `height`
-    are the media's size as the annotations state it. `bad` is the reason why the record can make no region.
+    `uri` is the media's. `box` is xyxy, in pixels, or in fractions of the image where `relative`; where `stored`, of
+    the raster as the file stores it. `width` and `height` are the media's size as the annotations state it.
+    `resize_mask` says that the mask has a resolution of its own. `bad` is the reason why the record makes no region.
     """
 
     uri: str
@@ -116,9 +117,11 @@ class RawRegion(Record):
     frame_index: int = 0
     box: list[float] | None = None
     relative: bool = False
+    stored: bool = False
     points: list[Point] | None = None
     polygons: list[list[float]] | None = None
     mask: Rle | None = None
+    resize_mask: bool = False
     track: list[TrackPoint] | None = None
     label: str | None = None
     hints: list[Hint] | None = None

@@ -35,6 +35,7 @@ class Flavour:
     category: Category
     annotation_keys: tuple[str, ...] = ("id", "image_id", "category_id", "bbox")
     extra: Extra | None = None
+    members: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -143,11 +144,13 @@ def adapter(flavour: Flavour, version: int = 1, benchmark_splits: Mapping[str, s
     return Adapter(version, media, regions, benchmark_splits=benchmark_splits or {})
 
 
-def read_document(source: Source, flavour: Flavour, extra: tuple[str, ...] = ()) -> Document:
+def read_document(source: Source, flavour: Flavour) -> Document:
     """Images and categories of the file, annotations passed over. Raises `SourceError` where they are not there."""
     path = source.config.annotation()
     raw: dict[str, list[Any]] = {}
-    for name, piece in jsonstream.members(path, {"images", "categories", *extra}, source.config.storage_options):
+    for name, piece in jsonstream.members(
+        path, {"images", "categories", *flavour.members}, source.config.storage_options
+    ):
         raw.setdefault(name, []).extend(piece if isinstance(piece, list) else [])
     for name in ("images", "categories"):
         if name not in raw:

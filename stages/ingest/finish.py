@@ -3,6 +3,7 @@
 Reasons given here: `missing_media`, `unreadable_media`, `size_mismatch`, `not_finite`, `no_geometry`, `zero_area`,
 `box_outside`, `box_too_small`, `mask_size_mismatch`, `empty_mask`, `point_outside`, `frame_outside`,
 `duplicate_record`; and those that an adapter has found (`bad_record`, `unknown_category`, `unknown_image`, ...).
+Records that are sound and not meant to be used (`NOT_MEANT`: another split, a drawing, no target) are `filtered`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from schemas.region import Region
 from stages.base import with_digest
 from stages.ingest import upright
 from stages.ingest.base import RAW_SCHEMA, SourceConfig
+
+NOT_MEANT = frozenset({"fake", "other_split", "no_target", "several_targets", "phrase_too_long", "not_verified"})
+"""Reasons of adapters for records that are sound and are not meant to be used: `filtered`, not `failed`."""
 
 MIN_SIDE = 2.0
 """Boxes narrower or lower than this many pixels after clamping point at nothing."""
@@ -116,7 +120,8 @@ class Finisher:
         keys = digest_columns({name: table[name] for name in ("media_key", "source", "source_id", *prompt)})
         table["region_key"] = self._unique(keys, verdicts)
         good = verdicts.good
-        table["status"] = pa.array(np.where(good, "ok", "failed"))
+        passed_over = np.isin(verdicts.reason.astype(str), list(NOT_MEANT))
+        table["status"] = pa.array(np.where(good, "ok", np.where(passed_over, "filtered", "failed")))
         table["reason"] = pa.array(verdicts.reason.tolist(), pa.string())
         table["message"] = pa.array(verdicts.message.tolist(), pa.string())
         table["attempts"] = pa.repeat(1, length)

@@ -18,7 +18,8 @@ import pyarrow as pa
 
 from schemas.arrow import arrow_schema, to_table
 from schemas.keys import digest_value
-from stages.ingest import coco, palette, regions, sav
+from schemas.region import Region
+from stages.ingest import coco, coco_family, openimages, palette, refer, regions, sav, visual_genome
 from stages.ingest.base import Adapter, Source, SourceConfig, SourceError
 from stages.ingest.finish import Finisher
 from stages.ingest.listing import MediaRoots, list_files
@@ -34,6 +35,14 @@ def formats() -> Mapping[str, Adapter]:
     return {
         "coco": coco.adapter(coco.COCO),
         "lvis": coco.adapter(coco.LVIS, benchmark_splits={"val": "PACO/LVIS open-vocabulary (Osprey's 1k)"}),
+        "objects365": coco_family.OBJECTS365,
+        "v3det": coco_family.V3DET,
+        "paco": coco_family.PACO,
+        "openimages": openimages.ADAPTER,
+        "visual_genome": visual_genome.ADAPTER,
+        "refer": refer.REFER,
+        "grefcoco": refer.GREFCOCO,
+        "google_refexp": refer.GOOGLE_REFEXP,
         "regions": regions.ADAPTER,
         "sav": sav.ADAPTER,
         "davis": palette.DAVIS,
@@ -75,13 +84,18 @@ def ingest(config: SourceConfig, probes: pl.DataFrame) -> Iterator[pa.Table]:
     """Region rows of a source (the schema of `Region`, digests filled): one row an annotation record, good or failed.
 
     `probes` are rows of the `probes` table for the media that `list_media` named. Raises `SourceError` naming the file
-    for annotations that are not of the format; what has been yielded before that is to be thrown away.
+    for annotations that are not of the format; what has been yielded before that is to be thrown away. A source without
+    records yields one empty table.
     """
     adapter = adapter_of(config)
     finisher = Finisher(config, probes)
+    empty = True
     for raw in adapter.regions(open_source(config)):
         if len(raw):
+            empty = False
             yield finisher.finish(raw)
+    if empty:
+        yield arrow_schema(Region).empty_table()
 
 
 def source_state(config: SourceConfig) -> str:

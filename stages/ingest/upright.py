@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 import polars as pl
 import pyarrow as pa
@@ -50,7 +51,8 @@ def geometry(
     frame = _frame(raw, media, coordinates, verdicts)
     out = dict(columns)
     out["box"] = _pixels(columns["box"], raw["relative"], frame)
-    _check_masks(columns["mask"], frame, verdicts)
+    out["mask"] = _resized(columns["mask"], raw["resize_mask"], frame, verdicts)
+    _check_masks(out["mask"], frame, verdicts)
     turned = (frame.turn > 1) & verdicts.good
     if turned.any():
         for name in ("box", "points", "polygons", "mask"):
@@ -87,7 +89,7 @@ def _frame(raw: pa.Table, media: pl.DataFrame, coordinates: Coordinates, verdict
     as_shown = (np.abs(stated[0] - width) <= SIZE_SLACK) & (np.abs(stated[1] - height) <= SIZE_SLACK)
     as_stored = (np.abs(stated[0] - stored_width) <= SIZE_SLACK) & (np.abs(stated[1] - stored_height) <= SIZE_SLACK)
     told = known & as_stored & ~as_shown
-    turned = told if coordinates == "auto" else np.full(len(raw), coordinates == "stored")
+    turned = told | raw["stored"].to_numpy() if coordinates == "auto" else np.full(len(raw), coordinates == "stored")
     agrees = np.where(turned, as_stored, as_shown)
     for row in np.flatnonzero(known & ~agrees & verdicts.good):
         verdicts.fail_row(
@@ -195,6 +197,23 @@ def _sizes(masks: pa.Array) -> tuple[Bools, NDArray[np.int64]]:
     if given.any():
         sizes[given] = masks.drop_null().field("size").flatten().to_numpy().reshape(-1, 2)
     return given, sizes
+
+
+def _resized(masks: pa.Array, wanted: pa.ChunkedArray, frame: Frame, verdicts: Verdicts) -> pa.Array:
+    """Masks of a resolution of their own at that of the raster they are of (nearest pixel)."""
+    rows = wanted.to_numpy() & verdicts.good
+    if not rows.any():
+        return masks
+    turned = frame.turn > 1
+    width = np.where(turned, frame.stored_width, frame.width).astype(int)
+    height = np.where(turned, frame.stored_height, frame.height).astype(int)
+
+    def resized(mask: dict[str, Any], row: int) -> dict[str, Any]:
+        small = rle.decode(*rle.runs_of(mask)).astype(np.uint8)
+        size = (int(width[row]), int(height[row]))
+        return rle.of_mask(cv2.resize(small, size, interpolation=cv2.INTER_NEAREST) > 0)
+
+    return _mapped(masks, rows, masks.type, resized)
 
 
 def _check_masks(masks: pa.Array, frame: Frame, verdicts: Verdicts) -> None:
