@@ -1,4 +1,4 @@
-"""Rules 1 to 8, and 20 by words: what a caption's text alone says of it. Polars and NumPy over whole columns; English and Chinese."""
+"""Rules 1 to 8, and 20 by words: what a caption's text alone says of it, whole columns at a time."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ import pytest
 from stages.score.duplicates import DuplicatesConfig, corpus_scores
 
 LONG = (
-    "A large red circle with a smooth surface lies in the upper left part of the meadow next to a grey stone and throws "
-    "a short shadow over the wet grass while two birds sit on the fence behind it and look towards the house"
+    "A large red circle with a smooth surface lies in the upper left part of the meadow next to a grey stone and "
+    "throws a short shadow over the wet grass while two birds sit on the fence behind it and look towards the house"
 )
 
 
@@ -22,8 +22,8 @@ def key(text: str) -> bytes:
 
 def corpus(texts: list[str | None], **more: Any) -> pl.DataFrame:
     rows = [
-        {"caption_key": key(f"c{i}"), "region_key": key(f"r{i}"), "digest": key(f"d{i}"), "status": "ok", "task": "detailed",
-         "language": "en", "text": text, **more}
+        {"caption_key": key(f"c{i}"), "region_key": key(f"r{i}"), "digest": key(f"d{i}"), "status": "ok",
+         "task": "detailed", "language": "en", "text": text, **more}
         for i, text in enumerate(texts)
     ]  # fmt: skip
     return pl.DataFrame(rows)
