@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import logging
 import multiprocessing
+import multiprocessing.connection
 import multiprocessing.forkserver
 import os
 import signal
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerProcess
@@ -38,19 +40,22 @@ class Processes:
     def __init__(self, context: Any) -> None:
         self._context = context
         self._started: list[ForkServerProcess] = []
+        self._lock = threading.Lock()
 
     def start(self, function: Callable[..., None], *args: Any, **environment: str) -> ForkServerProcess:
         process: ForkServerProcess = self._context.Process(target=function, args=(environment, *args))
-        process.start()
-        self._started.append(process)
+        with self._lock:
+            process.start()
+            self._started.append(process)
         return process
 
     def run(self, function: Callable[..., None], *args: Any, **environment: str) -> int:
-        """The exit code of a process, negative for a signal."""
+        """The exit code of a process, negative for a signal. May be called from several threads."""
         process = self.start(function, *args, **environment)
-        process.join()
-        assert process.exitcode is not None
-        return process.exitcode
+        multiprocessing.connection.wait([process.sentinel])
+        with self._lock:  # an exit status can be read once, and starting a process reads those of all others
+            assert process.exitcode is not None
+            return process.exitcode
 
     def end(self) -> None:
         for process in self._started:
