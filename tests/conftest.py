@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,3 +24,28 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the public sample inputs are not at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def teacher_module() -> Any:
+    """The module `tests/teacher_server.py`: a scripted teacher behind real HTTP."""
+    spec = importlib.util.spec_from_file_location("teacher_server", REPOSITORY / "tests" / "teacher_server.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def teacher_server(teacher_module: Any) -> Iterator[Callable[..., Any]]:
+    """Starts scripted teacher servers (keyword arguments of `TeacherServer`); all stop with the test."""
+    started = []
+
+    def start(**settings: Any) -> Any:
+        started.append(teacher_module.TeacherServer(**settings).start())
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.stop()

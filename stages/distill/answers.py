@@ -35,13 +35,13 @@ def _bounds(limit: int, what: str) -> Any:
 
 
 _Clean = BeforeValidator(normalise)
-Label = Annotated[str, _Clean, _bounds(80, "The noun that people use for a thing of this kind.")]
-Definition = Annotated[str, _Clean, _bounds(480, "What a thing of this kind is, as a dictionary would say it.")]
-Function = Annotated[str, _Clean, _bounds(480, "The role of this one thing in its surroundings.")]
-Brief = Annotated[str, _Clean, _bounds(400, "One sentence that tells the target apart from others of its kind.")]
-Detailed = Annotated[str, _Clean, _bounds(2000, "The target described in full.")]
-Video = Annotated[str, _Clean, _bounds(1600, "The target over the whole video, in order of time.")]
-EventText = Annotated[str, _Clean, _bounds(800, "What is new about the target in this event.")]
+Label = Annotated[str, _bounds(80, "The noun that people use for a thing of this kind."), _Clean]
+Definition = Annotated[str, _bounds(480, "What a thing of this kind is, as a dictionary would say it."), _Clean]
+Function = Annotated[str, _bounds(480, "The role of this one thing in its surroundings."), _Clean]
+Brief = Annotated[str, _bounds(400, "One sentence that tells the target apart from others of its kind."), _Clean]
+Detailed = Annotated[str, _bounds(2000, "The target described in full."), _Clean]
+Video = Annotated[str, _bounds(1600, "The target over the whole video, in order of time."), _Clean]
+EventText = Annotated[str, _bounds(800, "What is new about the target in this event."), _Clean]
 
 
 class CaptionParts(Record):

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import numpy as np
+from typing import Any, Literal
 
 from schemas.geometry import FrameMask
 from stages.base import UnitError
+from stages.distill.recipe import Recipe
 from stages.distill.render import Pixels, cut_out
 from stages.distill.units import CaptionUnit, StreamUnit, VideoUnit
 from stages.masks import decode
 from stages.media.video import VideoCache
-from stages.teachers.protocol import Subject, SubjectEvent
+from stages.teachers.protocol import Picture, Subject, SubjectEvent
+from stages.views.encode import to_picture
+from stages.views.storyboard import frames_wanted, keyframes, render
 
 
 def prompt_frame(cache: VideoCache, unit: CaptionUnit) -> Pixels:
@@ -104,7 +105,28 @@ def clip_context(unit: VideoUnit | StreamUnit, times_s: Sequence[float], history
     return {"duration_s": unit.duration_s or last, "times": times, "events": events}
 
 
-def uniform(frames: Sequence[FrameMask], count: int) -> list[FrameMask]:
-    """At most `count` frames, uniform over the given ones, each once."""
-    picked = np.unique(np.round(np.linspace(0, len(frames) - 1, min(count, len(frames)))).astype(int))
-    return [frames[int(index)] for index in picked]
+def clip_pictures(
+    unit: VideoUnit | StreamUnit,
+    cache: VideoCache,
+    views: Sequence[str],
+    recipe: Recipe,
+    sees: Literal["encoded", "pixels"],
+) -> tuple[list[Picture], list[float]]:
+    """The pictures of a masklet (or of one event of it) through all views, and the times in seconds of its key frames.
+
+    Raises `UnitError` for a masklet or a video that cannot be used.
+    """
+    span = span_of(unit)
+    pictures: list[Picture] = []
+    times: list[float] = []
+    for view in views:
+        shown = keyframes(span, frames_wanted(view, recipe.clips))
+        pixels = read_frames(cache, unit, [frame.frame_index for frame in shown])
+        masks = [decode(frame.mask) if frame.visible and frame.mask is not None else None for frame in shown]
+        for mask in masks:
+            if mask is not None and mask.shape != pixels.shape[1:3]:
+                raise UnitError("mask_size", f"a mask is {mask.shape}, the video {pixels.shape[1:3]} (height, width)")
+        times = [frame.time_s for frame in shown]
+        drawn = render(view, list(pixels), masks, times, recipe.clips)
+        pictures += [to_picture(picture, recipe.pictures, encoded=sees == "encoded", fitted=False) for picture in drawn]
+    return pictures, times

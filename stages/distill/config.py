@@ -10,6 +10,7 @@ from schemas.base import Record
 from schemas.caption import Language, Task
 from stages.views.config import ViewConfig
 from stages.views.images import IMAGE_VIEWS
+from stages.views.storyboard import ClipViewConfig
 
 IMAGE_TASKS: tuple[Task, ...] = ("label", "explain", "brief", "detailed")
 VIDEO_TASKS: tuple[Task, ...] = ("video", "stream")
@@ -29,7 +30,8 @@ class CaptionsConfig(Record):
     `sources` overrides tasks and languages by the name of a source. `views` overrides a prompt's own views by task.
     `combined` asks for the image tasks of a region in one request, which each task then reads; `history` is how many
     earlier event captions a streaming prompt carries (PAM uses one). `hints` shows the teacher what the source says of
-    the target. `prompts` is a folder whose prompts go before the package's.
+    the target. `prompts` is a folder whose prompts go before the package's. `pictures` and `clips` say how views are
+    drawn.
     """
 
     tasks: tuple[Task, ...] = IMAGE_TASKS
@@ -41,6 +43,7 @@ class CaptionsConfig(Record):
     hints: bool = True
     prompts: str | None = None
     pictures: ViewConfig = ViewConfig()
+    clips: ClipViewConfig = ClipViewConfig()
 
     @model_validator(mode="after")
     def _known_views(self) -> Self:

@@ -12,11 +12,12 @@ from schemas.caption import Language, Task
 from schemas.keys import digest_value
 from schemas.region import Hint
 from stages.distill.answers import Answer, answer_model
-from stages.distill.config import IMAGE_TASKS, CaptionsConfig
+from stages.distill.config import IMAGE_TASKS, VIDEO_TASKS, CaptionsConfig
 from stages.teachers.config import TeacherConfig
 from stages.teachers.measured import MEASURED_VERSION
 from stages.teachers.protocol import Message, Picture, Subject, TeacherRequest, json_schema
 from stages.views.config import ViewConfig
+from stages.views.storyboard import ClipViewConfig
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Recipe:
     answer: type[Answer]
     views: tuple[str, ...]
     pictures: ViewConfig
+    clips: ClipViewConfig
     history: int
     hints: bool
     teacher: TeacherConfig
@@ -46,6 +48,8 @@ class Recipe:
             common["history"] = self.history
         if self.teacher.backend == "measured":
             return common | {"measured": MEASURED_VERSION}
+        if self.task in VIDEO_TASKS:
+            common["clips"] = self.clips.model_dump(mode="json")
         return common | {
             "views": list(self.views),
             "pictures": self.pictures.model_dump(mode="json"),
@@ -95,6 +99,7 @@ def recipe_for(teacher: TeacherConfig, captions: CaptionsConfig, task: Task, lan
         answer=answer_model(prompt.schema_name),
         views=captions.views.get(task) or tuple(prompt.views),
         pictures=captions.pictures,
+        clips=captions.clips,
         history=captions.history,
         hints=captions.hints,
         teacher=teacher,

@@ -8,10 +8,10 @@ from typing import ClassVar
 
 from schemas.caption import Caption
 from stages.base import UnitError
-from stages.distill.clips import clip_context, clip_subject
+from stages.distill.clips import clip_context, clip_pictures, clip_subject
 from stages.distill.stage import DistillStage
 from stages.distill.units import CaptionUnit, StreamUnit, VideoUnit
-from stages.teachers.protocol import TeacherRequest
+from stages.teachers.protocol import Picture, TeacherRequest
 
 BLOCKED = "earlier_event_failed"
 
@@ -37,9 +37,14 @@ class VideoStage(DistillStage):
 
     def _clip_request(self, unit: VideoUnit | StreamUnit, history: Sequence[str]) -> TeacherRequest:
         recipe = self.recipe
-        subject = clip_subject(unit, self._videos, history)
-        context = {**recipe.source_context(unit.label, unit.hints), **clip_context(unit, [], history)}
-        return recipe.request([], context, subject, recipe.views)
+        sees = self.source.sees
+        subject, pictures, times = None, list[Picture](), list[float]()
+        if sees == "subject":
+            subject = clip_subject(unit, self._videos, history)
+        else:
+            pictures, times = clip_pictures(unit, self._videos, recipe.views, recipe, sees)
+        context = {**recipe.source_context(unit.label, unit.hints), **clip_context(unit, times, history)}
+        return recipe.request(pictures, context, subject, recipe.views)
 
 
 class StreamStage(VideoStage):

@@ -29,6 +29,15 @@ class LimitsConfig(Record):
     longest_wait_s: float = Field(default=60.0, gt=0)
     give_up_s: float = Field(default=600.0, gt=0)
 
+    def shared_by(self, workers: int) -> LimitsConfig:
+        """The slice of one of `workers` equal workers: minute quotas are divided, what is in flight is each one's."""
+        quotas = {
+            name: max(1, limit // workers)
+            for name in ("requests_per_minute", "tokens_per_minute")
+            if (limit := getattr(self, name)) is not None
+        }
+        return self.model_copy(update=quotas)
+
 
 class CapabilitiesConfig(Record):
     """What the endpoint understands. Nothing here is guessed from the model's name.

@@ -8,6 +8,7 @@ from stages.teachers.config import TeacherConfig
 from stages.teachers.ledger import Ledger
 from stages.teachers.ledgered import LedgeredTeacher
 from stages.teachers.measured import MeasuredTeacher
+from stages.teachers.online import OnlineTeacher
 from stages.teachers.protocol import Teacher
 
 
@@ -74,5 +75,7 @@ def _teacher(config: TeacherConfig) -> Teacher:
     match config.backend:
         case "measured":
             return MeasuredTeacher()
+        case "openai":
+            return OnlineTeacher(config)
         case _:
             raise ValueError(f"teacher backend {config.backend!r} is not part of this installation")

@@ -1,0 +1,118 @@
+"""The `openai` teacher: any OpenAI-compatible chat endpoint, hundreds of requests in flight on one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, Literal
+
+import httpx
+import openai
+import orjson
+from openai import AsyncOpenAI
+
+from stages.teachers.chat import api_key, chat_body, read_completion, redact
+from stages.teachers.config import TeacherConfig
+from stages.teachers.limiter import Limiter, backoff, retry_after
+from stages.teachers.pricing import price_of, priced, request_tokens
+from stages.teachers.protocol import Reply, Teacher, TeacherRequest
+
+_AGAIN = frozenset({408, 409, 425, 429})
+_POLICY = ("content_policy", "content_filter", "safety", "moderation")
+
+
+class OnlineTeacher(Teacher):
+    """Asks over HTTP. Transport faults, 408, 409, 425, 429 and 5xx are tried again; other 4xx are not."""
+
+    name = "openai"
+    billed = True
+    sees: Literal["encoded", "pixels", "subject"] = "encoded"
+
+    def __init__(self, config: TeacherConfig) -> None:
+        self._config = config
+        self._limits = config.limits
+        self.model = config.identity
+        self._price = price_of(str(config.model), config.prices)
+        self._key = api_key(config)
+        self._client: AsyncOpenAI
+        self._limiter: Limiter
+        self._slots: asyncio.Semaphore
+
+    async def start(self) -> None:
+        limits = self._limits
+        self._limiter = Limiter(limits, time.monotonic)
+        self._slots = asyncio.Semaphore(limits.in_flight)
+        pool = httpx.Limits(max_connections=limits.in_flight + 8, max_keepalive_connections=limits.in_flight + 8)
+        self._client = AsyncOpenAI(
+            api_key=self._key or "none",
+            base_url=self._config.base_url,
+            max_retries=0,
+            timeout=limits.timeout_s,
+            http_client=httpx.AsyncClient(limits=pool, timeout=limits.timeout_s, follow_redirects=False),
+        )
+
+    async def stop(self) -> None:
+        await self._client.close()
+
+    async def ask(self, request: TeacherRequest) -> Reply:
+        async with self._slots:
+            body = chat_body(request, self._config)
+            expected = request_tokens(request, self._price) + request.max_tokens // 2
+            waited, said = 0.0, ""
+            for attempt in range(1, self._limits.tries + 1):
+                await self._limiter.wait(expected)
+                outcome = await self._once(request, body)
+                if isinstance(outcome, Reply):
+                    return outcome
+                said, asked = outcome
+                pause = backoff(attempt, self._limits, asked)
+                waited += pause
+                if attempt == self._limits.tries or waited > self._limits.give_up_s:
+                    break
+                if asked is not None:
+                    self._limiter.pause(asked)
+                await asyncio.sleep(pause)
+            return Reply(outcome="unavailable", message=f"gave up after {attempt} tries: {said}")
+
+    async def _once(self, request: TeacherRequest, body: dict[str, Any]) -> Reply | tuple[str, float | None]:
+        """A reply, or what went wrong for now and the seconds that the server asks to wait."""
+        try:
+            # The client's own time-out is between bytes: a server that drips would hold a slot for ever.
+            async with asyncio.timeout(self._limits.timeout_s):
+                raw = await self._client.chat.completions.with_raw_response.create(**_arguments(body))
+            self._limiter.read(raw.headers)
+            reply = read_completion(request, orjson.loads(raw.http_response.content))
+            return reply.model_copy(update={"usage": priced(reply.usage, self._price)})
+        except openai.APIStatusError as error:
+            said = f"{error.status_code}: {self._said(error)}"
+            if error.status_code in _AGAIN or error.status_code >= 500:
+                return said, retry_after(error.response.headers)
+            if error.status_code == 400 and any(word in said.lower() for word in _POLICY):
+                return Reply(outcome="refused", message=said)
+            return Reply(outcome="unavailable", message=said + self._hint(error.status_code))
+        except (openai.APIConnectionError, httpx.HTTPError) as error:
+            return f"{type(error).__name__}: {self._said(error)}", None
+        except TimeoutError:
+            return f"no whole reply within {self._limits.timeout_s:g} s", None
+        except ValueError as error:
+            return f"a reply that is not what it should be: {self._said(error)}", None
+
+    def _said(self, error: Exception) -> str:
+        return redact(str(error), self._key)[:300]
+
+    def _hint(self, status: int) -> str:
+        if status in (401, 403):
+            return f" (is {self._config.api_key_env or 'teacher.api_key_env'} set to a key of this endpoint?)"
+        if status == 404:
+            return f" (does {self._config.base_url or 'the endpoint'} serve the model {self._config.model!r}?)"
+        return ""
+
+
+def _arguments(body: dict[str, Any]) -> dict[str, Any]:
+    """The body as arguments of the client: fields that are not OpenAI's own travel in `extra_body`."""
+    own = {
+        "model", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "response_format",
+    }  # fmt: skip
+    extra = {name: value for name, value in body.items() if name not in own}
+    known: dict[str, Any] = {name: value for name, value in body.items() if name in own}
+    return known | ({"extra_body": extra} if extra else {})
