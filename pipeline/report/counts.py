@@ -102,7 +102,8 @@ def yield_rows(tables: Tables) -> list[YieldRow]:
         pl.col("source").fill_null("?"), pl.col("task").fill_null("?")
     )
     judged = rows.group_by("source", "task").agg(judged=pl.len())
-    spoke = rows.select("source", "task", rule=pl.col("reasons").list.unique()).explode("rule", empty_as_null=True)
+    named = pl.when(pl.col("reasons").list.len() > 0).then("reasons").otherwise(pl.concat_list("reason"))
+    spoke = rows.select("source", "task", rule=named.list.unique()).explode("rule", empty_as_null=True)
     spoke = spoke.drop_nulls("rule").group_by("rule", "source", "task").agg(rejected=pl.len())
     joined = spoke.join(judged, on=["source", "task"]).sort("rule", "source", "task")
     return [YieldRow(**row) for row in joined.to_dicts()]

@@ -12,6 +12,20 @@
     reason: node.dataset.reason.split("|"),
   }));
   const rows = [...document.querySelectorAll("table.filterable tbody tr")];
+  // The filters live in the address, so that a view of the page can be passed on.
+  const recall = () => {
+    for (const [name, value] of new URLSearchParams(location.hash.slice(1))) {
+      const field = form.elements[name];
+      if (!field) continue;
+      if (field.type === "checkbox") field.checked = value !== "off";
+      else field.value = value;
+    }
+  };
+  const remember = () => {
+    const set = [...new FormData(form)].filter(([name, value]) => value && !["mask", "box"].includes(name));
+    for (const name of ["mask", "box"]) if (!form.elements[name].checked) set.push([name, "off"]);
+    history.replaceState(null, "", set.length ? "#" + new URLSearchParams(set) : location.pathname);
+  };
   const apply = () => {
     const wanted = Object.fromEntries(new FormData(form));
     const text = wanted.text.trim().toLowerCase();
@@ -29,7 +43,11 @@
     gallery.classList.toggle("no-box", !form.elements.box.checked);
     document.getElementById("shown").value = `${shown} of ${cards.length}`;
   };
-  form.addEventListener("input", apply);
+  form.addEventListener("input", () => {
+    remember();
+    apply();
+  });
   form.addEventListener("submit", (event) => event.preventDefault());
+  recall();
   apply();
 })();

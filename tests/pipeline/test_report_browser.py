@@ -1,0 +1,124 @@
+"""The report in a real browser: no console error, filters that filter, outlines that can be hidden."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pipeline.report import ReportData, write_report
+from pipeline.report.data import CaptionCard, EventBar, FunnelRow, Histogram, Picture, RegionCard
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (apt-get install chromium)"),
+]
+
+PIXEL = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
+
+
+def card(number: int) -> RegionCard:
+    kept = number % 2 == 0
+    source = ("coco", "lvis", "sav")[number % 3]
+    caption = CaptionCard(
+        task=("brief", "detailed")[number % 2],
+        language="en",
+        event_index=-1,
+        text=f"region number {number} </script><script>throw 1</script>",
+        status="ok" if kept else "filtered",
+        reasons=[] if kept else ["repetition"],
+    )
+    return RegionCard(
+        region_key=f"{number:032x}",
+        source=source,
+        source_id=str(number),
+        label="cup",
+        kind="image",
+        kept=kept,
+        tasks=[caption.task],
+        reasons=caption.reasons,
+        picture=Picture(uri=PIXEL, width=100, height=80, mask="M1 1L50 1L50 50Z", box="M0 0H50V50H0Z"),
+        duration_s=4.0,
+        events=[
+            EventBar(index=0, start_s=0, end_s=2, absent=False),
+            EventBar(index=1, start_s=2, end_s=4, absent=True),
+        ],
+        captions=[caption],
+    )
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> Path:
+    data = ReportData(
+        title="A report <b>",
+        run="runs/x",
+        funnel=[FunnelRow(stage="refine", rows_in=200, ok=150, filtered=50)],
+        histograms=[Histogram(name="stability", group="masks", edges=[0, 0.5, 1], counts=[3, 4])],
+        regions=[card(number) for number in range(200)],
+    )
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    write_report(data, path)
+    return path
+
+
+def browse(page: Path, profile: Path, *flags: str, fragment: str = "") -> subprocess.CompletedProcess[str]:
+    command = [
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--enable-logging=stderr",
+        f"--user-data-dir={profile}", "--window-size=1280,1600", "--virtual-time-budget=2000", *flags,
+        page.as_uri() + fragment,
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    assert console == []
+    return done
+
+
+def shown(dom: str) -> dict[str, bool]:
+    """Region key of each card and whether it is visible, in the page after its script has run."""
+    cards = re.findall(r"<article [^>]*>", dom)
+    return {re.search(r'id="(\w{32})"', tag).group(1): " hidden" not in tag for tag in cards}
+
+
+def dom(page: Path, tmp_path: Path, fragment: str) -> str:
+    return browse(page, tmp_path / "profile", "--dump-dom", fragment=fragment).stdout
+
+
+def test_it_opens_without_a_console_error_and_shows_everything(page, tmp_path):
+    found = dom(page, tmp_path, "")
+    assert list(shown(found).values()) == [True] * 200
+    assert "200 of 200" in found
+    assert "<polyline" not in found
+
+
+@pytest.mark.parametrize(
+    ("fragment", "expected"),
+    [
+        ("#fate=rejected", {n for n in range(200) if n % 2}),
+        ("#source=lvis&fate=kept", {n for n in range(200) if n % 3 == 1 and n % 2 == 0}),
+        ("#reason=repetition&task=detailed&source=sav", {n for n in range(200) if n % 2 and n % 3 == 2}),
+        ("#text=Number 17", {17, *range(170, 180)}),
+    ],
+)
+def test_filters_show_what_they_say(page, tmp_path, fragment, expected):
+    found = dom(page, tmp_path, fragment)
+    visible = {int(key, 16) for key, visible in shown(found).items() if visible}
+    assert visible == expected
+    assert f"{len(expected)} of 200" in found
+
+
+def test_outlines_can_be_hidden(page, tmp_path):
+    assert 'id="cards" class="no-mask"' in dom(page, tmp_path, "#mask=off")
+    assert 'id="cards" class="no-box"' in dom(page, tmp_path, "#box=off")
+
+
+def test_it_can_be_pictured(page, tmp_path):
+    browse(page, tmp_path / "profile", f"--screenshot={tmp_path / 'shot.png'}")
+    from PIL import Image
+
+    picture = Image.open(tmp_path / "shot.png").convert("RGB")
+    assert picture.size == (1280, 1600)
+    assert len(picture.resize((64, 80)).getcolors(64 * 80)) > 20
