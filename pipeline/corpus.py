@@ -175,6 +175,25 @@ def _chained(regions: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
     return pl.concat(done).sort("region_key", "event_index")
 
 
+def with_earlier(units: pa.Table, captions: pl.DataFrame, unit: type[Record]) -> pa.Table:
+    """Stream units with the captions that the events before them have: a chain taken up again in its middle."""
+    if not len(units) or not len(captions):
+        return units
+    frame, chain = pl.DataFrame(pl.from_arrow(units)), ["region_key", "language"]
+    first = frame.group_by(chain).agg(first=pl.col("event_index").min())
+    told = captions.filter(pl.col("status") == "ok").join(first, on=chain)
+    told = told.filter(pl.col("event_index") < pl.col("first")).sort("event_index")
+    earlier = told.group_by(chain).agg(earlier=pl.struct("event_index", "text"))
+    joined = frame.drop("earlier", strict=False).join(earlier, on=chain, how="left", maintain_order="left")
+    return conform(joined.to_arrow(), _widened(arrow_schema(unit), units.schema))
+
+
+def _widened(schema: pa.Schema, given: pa.Schema) -> pa.Schema:
+    """A unit's schema with the columns that the runner adds (attempts so far)."""
+    extra = [field for field in given if field.name not in schema.names]
+    return pa.schema([*schema, *extra])
+
+
 def score_frame(captions: pl.DataFrame, regions: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
     """Captions that have a text, wide: their region's facts, mask scores, event, siblings and neighbours."""
     told = captions.filter(pl.col("status") == "ok").rename({"digest": "text_digest"})

@@ -82,7 +82,8 @@ class Step:
         if retry and len(units):
             tries = self.rows.group_by(on).agg(pl.col("attempts").max())
             attempts = left.join(tries, on=on, how="left", maintain_order="left")["attempts"].fill_null(0)
-            units = units.append_column("attempts", attempts.to_arrow())
+            units = units.drop(["attempts"]) if "attempts" in units.column_names else units
+            units = units.append_column("attempts", attempts.cast(pl.Int64).to_arrow())
         return units
 
     def counts(self) -> Counts:

@@ -55,12 +55,15 @@ def pool_of(name: str, num_gpus: float) -> str:
 
 def _node(session: Session, step: Step, after: str | None = None, derive: Derive | None = None) -> Node:
     stage = step.stage
+    units = step.pending(session.retry)
+    if step.name.startswith("distill/stream"):
+        units = corpus.with_earlier(units, step.rows, stage.unit)
     return Node(
         name=step.name,
         stage=stage,
         table=stage.table,
         fingerprint=step.fingerprint,
-        units=session.limited(step.pending(session.retry), stage),
+        units=session.limited(units, stage),
         pool=pool_of(step.name, stage.resources.num_gpus),
         after=after,
         derive=derive if after else None,

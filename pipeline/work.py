@@ -243,7 +243,7 @@ def _count_attempts(stage: Stage, units: pa.Table, rows: pa.Table) -> pa.Table:
     if "attempts" not in units.column_names:
         return rows
     before = dict(zip(units[stage.unit_field].to_pylist(), units["attempts"].to_pylist(), strict=True))
-    attempts = [before[unit] + 1 for unit in rows[stage.unit_field].to_pylist()]
+    attempts = [(before[unit] or 0) + 1 for unit in rows[stage.unit_field].to_pylist()]
     index = rows.schema.get_field_index("attempts")
     return rows.set_column(index, rows.schema.field(index), pa.array(attempts, pa.int64()))
 

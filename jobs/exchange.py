@@ -1,0 +1,105 @@
+"""Commands that exchange data with others: export pam, import pam, validate-pam, preview, prompts show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.console import ConfigOrRun, Json, Overrides, find_config, one_line_errors, out, print_json
+from stages.export.pam_validate import Problem
+
+_SHOWN = 20
+
+
+def add_to(app: typer.Typer) -> None:
+    exports = typer.Typer(help="Write the corpus in other formats.", no_args_is_help=True)
+    exports.command("pam")(export_pam)
+    imports = typer.Typer(help="Read other formats into sources.", no_args_is_help=True)
+    imports.command("pam")(import_pam)
+    app.add_typer(exports, name="export")
+    app.add_typer(imports, name="import")
+    app.command("validate-pam")(validate_pam)
+
+
+@one_line_errors
+def export_pam(
+    config: ConfigOrRun,
+    to: Annotated[Path, typer.Option("--out", help="The folder of the JSONL files and pictures.")],
+    prompt: Annotated[
+        str, typer.Option(help="box, point or boxNpoint (both; PAM takes either, at random)")
+    ] = "boxNpoint",
+    path_prefix: Annotated[str | None, typer.Option(help="Paths in the records, for training elsewhere.")] = None,
+    set_: Overrides = [],
+    json: Json = False,
+) -> None:
+    """Write the kept captions as the JSONL that PAM's own training code reads, and validate every record."""
+    from pipeline.looking import open_corpus
+    from pipeline.output import pack_frames
+    from stages.export.pam_export import PamExportConfig
+    from stages.export.pam_export import export_pam as export
+    from stages.pack import plan_pack
+    from stages.policy import load_policy
+
+    settings = PamExportConfig.model_validate({"prompt": prompt, "path_prefix": path_prefix})
+    now = open_corpus(find_config(config, set_))
+    plan = plan_pack(pack_frames(now, load_policy(now.config.policy)), now.config.pack)
+    done = export(plan, to, settings, now.config.storage_options)
+    if json:
+        print_json(done.model_dump(mode="json"))
+    else:
+        for name, records in done.files.items():
+            out.print(f"{name}: {records} records")
+        for left in done.excluded:
+            out.print(f"left out: {left.source} {left.task} {left.language}: {left.reason} ({left.count})")
+        for name, problems in done.problems.items():
+            _print_problems(name, problems)
+    if any(problem.severity == "error" for problems in done.problems.values() for problem in problems):
+        raise typer.Exit(1)
+
+
+@one_line_errors
+def import_pam(
+    files: Annotated[list[Path], typer.Argument(help="Annotation files as PAM released them.")],
+    to: Annotated[Path, typer.Option("--out", help="The folder of regions.jsonl and captions.parquet.")],
+    json: Json = False,
+) -> None:
+    """Read PAM's annotation files into a `regions` source and its captions."""
+    from stages.export.pam_import import import_pam as read
+
+    done = read(files, to)
+    if json:
+        print_json(done.model_dump(mode="json"))
+        return
+    out.print(f"{done.records} records: {done.regions} regions, {done.captions} captions in {to}")
+    for reason, count in {**done.skipped, **{f"unknown key {k}": n for k, n in done.unknown_keys.items()}}.items():
+        out.print(f"  {reason}: {count}")
+    out.print(f"source: {{format: regions, annotations: {to}/regions.jsonl, media: FOLDER_OF_THE_PICTURES}}")
+
+
+@one_line_errors
+def validate_pam(
+    file: Annotated[Path, typer.Argument(help="A .jsonl or .json file of PAM records.")],
+    root: Annotated[Path, typer.Option(help="Where relative paths begin.")] = Path(),
+    media: Annotated[bool, typer.Option(help="Open every picture as well.")] = True,
+    json: Json = False,
+) -> None:
+    """Check a file against every rule that PAM's loader imposes; exits with an error if it would stumble."""
+    from stages.export.pam_validate import validate_pam as check
+
+    problems = check(file, media, root)
+    if json:
+        print_json([problem.model_dump() for problem in problems])
+    else:
+        _print_problems(str(file), problems)
+        out.print(f"{len(problems)} problems")
+    if any(problem.severity == "error" for problem in problems):
+        raise typer.Exit(1)
+
+
+def _print_problems(name: str, problems: list[Problem]) -> None:
+    for problem in problems[:_SHOWN]:
+        out.print(f"{name}:{problem.line}: {problem.severity} {problem.rule}: {problem.message}")
+    if len(problems) > _SHOWN:
+        out.print(f"{name}: and {len(problems) - _SHOWN} more")
