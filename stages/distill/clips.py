@@ -19,7 +19,8 @@ from stages.views.storyboard import frames_wanted, keyframes, render
 
 def prompt_frame(cache: VideoCache, unit: CaptionUnit) -> Pixels:
     """The frame (H, W, 3) of a video on which a region's mask lies. Raises `UnitError` where it cannot be read."""
-    return read_frames(cache, unit, [unit.frame_index])[0]
+    pixels: Pixels = read_frames(cache, unit, [unit.frame_index])[0]
+    return pixels
 
 
 def read_frames(cache: VideoCache, unit: CaptionUnit, indices: Sequence[int]) -> Pixels:

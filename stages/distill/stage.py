@@ -17,10 +17,12 @@ from stages.distill.recipe import Recipe
 from stages.distill.render import Pixels, image_subject, load_image, teacher_pictures
 from stages.distill.units import CaptionUnit
 from stages.media.video import VideoCache, video_cache
+from stages.teachers.config import TeacherConfig
 from stages.teachers.protocol import Teacher, TeacherRequest
 from stages.teachers.source import TeacherSource
 
 _RENDERERS = 2
+_BATCH_GROUPS = 4096
 
 
 class DistillStage(AsyncStage):
@@ -42,7 +44,8 @@ class DistillStage(AsyncStage):
         self.recipe = recipe
         self.source = source
         self.storage_options = dict(storage_options or {})
-        self.in_flight = recipe.teacher.limits.in_flight
+        self.in_flight = _groups_in_flight(recipe.teacher)
+        self.batch_groups = max(16, self.in_flight // 2)
         self._teacher: Teacher
         self._videos: VideoCache
 
@@ -165,3 +168,10 @@ class DistillStage(AsyncStage):
             "views": list(views),
             "decoding": self.recipe.teacher.decoding.model_dump_json(),
         }
+
+
+def _groups_in_flight(teacher: TeacherConfig) -> int:
+    """A batch job fills only if as many questions wait side by side as one file holds."""
+    if teacher.backend == "openai_batch":
+        return min(teacher.batch.max_requests, _BATCH_GROUPS)
+    return teacher.limits.in_flight

@@ -153,7 +153,7 @@ def _clusters(lab: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np
             break
         # The 95th percentile, not the farthest: a single odd pixel is no colour of the target.
         centres.append(lab[int(np.abs(gap - np.quantile(gap, 0.95)).argmin())])
-    current = np.stack(centres)
+    current: NDArray[np.float32] = np.stack(centres)
     owner = np.zeros(len(lab), np.int64)
     for _ in range(_ROUNDS):
         owner = np.linalg.norm(lab[:, None] - current[None], axis=2).argmin(axis=1)
@@ -162,7 +162,7 @@ def _clusters(lab: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np
         )
         if np.allclose(moved, current, atol=0.1):
             break
-        current = np.asarray(moved, np.float32)
+        current = moved.astype(np.float32)
     return current, owner
 
 

@@ -6,7 +6,6 @@ import asyncio
 import time
 from typing import Any, Literal
 
-import httpx
 import openai
 import orjson
 from openai import AsyncOpenAI
@@ -39,17 +38,9 @@ class OnlineTeacher(Teacher):
         self._slots: asyncio.Semaphore
 
     async def start(self) -> None:
-        limits = self._limits
-        self._limiter = Limiter(limits, time.monotonic)
-        self._slots = asyncio.Semaphore(limits.in_flight)
-        pool = httpx.Limits(max_connections=limits.in_flight + 8, max_keepalive_connections=limits.in_flight + 8)
-        self._client = AsyncOpenAI(
-            api_key=self._key or "none",
-            base_url=self._config.base_url,
-            max_retries=0,
-            timeout=limits.timeout_s,
-            http_client=httpx.AsyncClient(limits=pool, timeout=limits.timeout_s, follow_redirects=False),
-        )
+        self._limiter = Limiter(self._limits, time.monotonic)
+        self._slots = asyncio.Semaphore(self._limits.in_flight)
+        self._client = open_client(self._config, self._key)
 
     async def stop(self) -> None:
         await self._client.close()
@@ -90,7 +81,7 @@ class OnlineTeacher(Teacher):
             if error.status_code == 400 and any(word in said.lower() for word in _POLICY):
                 return Reply(outcome="refused", message=said)
             return Reply(outcome="unavailable", message=said + self._hint(error.status_code))
-        except (openai.APIConnectionError, httpx.HTTPError) as error:
+        except openai.APIConnectionError as error:
             return f"{type(error).__name__}: {self._said(error)}", None
         except TimeoutError:
             return f"no whole reply within {self._limits.timeout_s:g} s", None
@@ -106,6 +97,19 @@ class OnlineTeacher(Teacher):
         if status == 404:
             return f" (does {self._config.base_url or 'the endpoint'} serve the model {self._config.model!r}?)"
         return ""
+
+
+def open_client(config: TeacherConfig, key: str | None) -> AsyncOpenAI:
+    """A client with room for all that is in flight, which leaves trying again to us."""
+    room = config.limits.in_flight + 8
+    pool = type(openai.DEFAULT_CONNECTION_LIMITS)(max_connections=room, max_keepalive_connections=room)
+    return AsyncOpenAI(
+        api_key=key or "none",
+        base_url=config.base_url,
+        max_retries=0,
+        timeout=config.limits.timeout_s,
+        http_client=openai.DefaultAsyncHttpxClient(limits=pool, timeout=config.limits.timeout_s),
+    )
 
 
 def _arguments(body: dict[str, Any]) -> dict[str, Any]:

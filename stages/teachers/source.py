@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from stages.teachers.batch import BatchTeacher
 from stages.teachers.config import TeacherConfig
+from stages.teachers.jobs import JobFolder
 from stages.teachers.ledger import Ledger
 from stages.teachers.ledgered import LedgeredTeacher
 from stages.teachers.measured import MeasuredTeacher
@@ -55,11 +57,11 @@ class TeacherSource:
 
     def make(self) -> Teacher:
         """The teacher, behind its ledger if it is billed. Raises `ValueError` for a configuration that cannot work."""
-        teacher = _teacher(self.config)
-        if not teacher.billed:
-            return teacher
+        if self.config.backend == "measured":
+            return MeasuredTeacher()
         if self._ledger_url is None:
             raise ValueError(f"teacher backend {self.config.backend} needs a ledger: replies cost money")
+        teacher = self._billed(self._ledger_url)
         self._ledger = Ledger(self._ledger_url, self._storage_options, forgive_before=self._forgive_before)
         self._ledger.open()
         return LedgeredTeacher(teacher, self._ledger)
@@ -70,12 +72,8 @@ class TeacherSource:
             self._ledger.close()
             self._ledger = None
 
-
-def _teacher(config: TeacherConfig) -> Teacher:
-    match config.backend:
-        case "measured":
-            return MeasuredTeacher()
-        case "openai":
-            return OnlineTeacher(config)
-        case _:
-            raise ValueError(f"teacher backend {config.backend!r} is not part of this installation")
+    def _billed(self, ledger: str) -> Teacher:
+        if self.config.backend == "openai":
+            return OnlineTeacher(self.config)
+        jobs = JobFolder(f"{ledger.rstrip('/')}/jobs", self._storage_options)
+        return BatchTeacher(self.config, jobs, self._forgive_before)

@@ -1,0 +1,238 @@
+"""The `openai_batch` teacher: the provider's Batch API, at its lower price, behind the same protocol.
+
+Requests are collected until a file is full or nothing more comes, uploaded as JSONL, and waited for. A request's line
+is named by its digest, so results map back by themselves. A job's record is saved before its file is uploaded and again
+with the job's id before it is waited for; a restart goes on waiting for every job that is recorded, and finds by its
+name a job that was made but not yet recorded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from typing import Any, Literal
+
+import openai
+import orjson
+from openai import AsyncOpenAI
+
+from stages.failpoints import failpoint
+from stages.teachers.chat import api_key, chat_body, read_completion, redact
+from stages.teachers.config import TeacherConfig
+from stages.teachers.jobs import Job, JobFolder
+from stages.teachers.limiter import backoff
+from stages.teachers.online import open_client
+from stages.teachers.pricing import price_of, priced
+from stages.teachers.protocol import Reply, Teacher, TeacherRequest
+
+_ENDED = frozenset({"completed", "expired", "cancelled", "failed"})
+
+
+class BatchTeacher(Teacher):
+    """Asks through batch jobs. A row that failed, expired or is missing is asked again in another job, by itself.
+
+    `jobs` is where job records are kept (a folder or URL that every worker and a restart can read); jobs from before
+    `forgive_before` (Unix seconds) are no longer looked at, so that their rows can be asked again.
+    """
+
+    name = "openai_batch"
+    billed = True
+    sees: Literal["encoded", "pixels", "subject"] = "encoded"
+
+    def __init__(self, config: TeacherConfig, jobs: JobFolder, forgive_before: float = 0.0) -> None:
+        self._config = config
+        self._settings = config.batch
+        self.model = config.identity
+        self._price = price_of(str(config.model), config.prices)
+        self._key = api_key(config)
+        self._jobs = jobs
+        self._forgive_before = forgive_before
+        self._client: AsyncOpenAI
+        self._lines: dict[str, bytes] = {}
+        self._size = 0
+        self._owner: dict[str, Job] = {}
+        self._results: dict[str, asyncio.Task[dict[str, Any]]] = {}
+        self._waiting: dict[str, asyncio.Future[Job]] = {}
+        self._flush: asyncio.TimerHandle | None = None
+        self._sending: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        self._client = open_client(self._config, self._key)
+        for job in self._jobs.load():
+            if job.created_s >= self._forgive_before:
+                self._own(job)
+
+    async def stop(self) -> None:
+        if self._flush is not None:
+            self._flush.cancel()
+        running = [*self._sending, *self._results.values()]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        await self._client.close()
+
+    async def ask(self, request: TeacherRequest) -> Reply:
+        name = request.digest.hex()
+        said = ""
+        for _ in range(self._config.limits.tries):
+            try:
+                row = await self._row(name, request)
+            except openai.OpenAIError as error:
+                return Reply(outcome="unavailable", message=redact(str(error), self._key)[:300])
+            reply = self._read(request, row)
+            if isinstance(reply, Reply):
+                return reply
+            said = reply
+            self._owner.pop(name, None)
+        return Reply(outcome="unavailable", message=f"not answered by {self._config.limits.tries} batch jobs: {said}")
+
+    async def _row(self, name: str, request: TeacherRequest) -> dict[str, Any]:
+        """The result row of a request: from a job that holds it, else from a new job."""
+        job = self._owner.get(name)
+        if job is None:
+            job = await self._queued(name, request)
+        results = await asyncio.shield(self._result_of(job))
+        row: dict[str, Any] = results.get(name) or results[""]
+        return row
+
+    def _read(self, request: TeacherRequest, row: dict[str, Any]) -> Reply | str:
+        """The reply in a result row, or why the request has to be asked again."""
+        response = row.get("response") or {}
+        status = response.get("status_code")
+        if status == 200:
+            try:
+                reply = read_completion(request, response["body"])
+            except ValueError as error:
+                return str(error)
+            return reply.model_copy(update={"usage": priced(reply.usage, self._price, batch=True)})
+        told = row.get("error") or (response.get("body") or {}).get("error") or {}
+        message = redact(f"{status or row.get('status')}: {told.get('message') or told.get('code') or 'no result'}")
+        refused = status is not None and 400 <= status < 500 and status not in (408, 409, 429)
+        return Reply(outcome="unavailable", message=message) if refused or row.get("final") else message
+
+    def _queued(self, name: str, request: TeacherRequest) -> asyncio.Future[Job]:
+        """Adds a line to the next job's file; the future is that job once it exists."""
+        if name in self._waiting:
+            return self._waiting[name]
+        body = chat_body(request, self._config)
+        line = orjson.dumps({"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body}) + b"\n"
+        full = len(self._lines) >= self._settings.max_requests or self._size + len(line) > self._settings.max_bytes
+        if full and self._lines:
+            self._send()
+        self._lines[name] = line
+        self._size += len(line)
+        future: asyncio.Future[Job] = asyncio.get_running_loop().create_future()
+        self._waiting[name] = future
+        if self._flush is not None:
+            self._flush.cancel()
+        self._flush = asyncio.get_running_loop().call_later(self._settings.wait_s, self._send)
+        return future
+
+    def _send(self) -> None:
+        """Starts a job with what has been collected."""
+        if self._flush is not None:
+            self._flush.cancel()
+            self._flush = None
+        if self._lines:
+            lines, self._lines, self._size = self._lines, {}, 0
+            task = asyncio.ensure_future(self._submit(lines))
+            self._sending.add(task)
+            task.add_done_callback(self._sending.discard)
+
+    async def _submit(self, lines: dict[str, bytes]) -> None:
+        job = Job(name=uuid.uuid4().hex, created_s=time.time(), requests=tuple(lines))
+        futures = [self._waiting.pop(name) for name in lines]
+        try:
+            self._jobs.save(job)
+            failpoint("batch.upload.before")
+            job = await self._create(job, b"".join(lines.values()))
+            failpoint("batch.save.before")
+            self._jobs.save(job)
+            failpoint("batch.save.after")
+        except (openai.OpenAIError, OSError) as error:
+            self._jobs.remove(job)
+            for future in futures:
+                future.set_exception(error)
+            return
+        self._own(job)
+        for future in futures:
+            future.set_result(job)
+
+    async def _create(self, job: Job, data: bytes) -> Job:
+        """Uploads the file and makes the provider's job, trying again where the provider is not available."""
+        for attempt in range(1, self._config.limits.tries + 1):
+            try:
+                file = await self._client.files.create(file=(f"{job.name}.jsonl", data), purpose="batch")
+                made = await self._client.batches.create(
+                    input_file_id=file.id,
+                    endpoint="/v1/chat/completions",
+                    completion_window=self._settings.window,
+                    metadata={"perceive": job.name},
+                )
+                return job.model_copy(update={"batch_id": made.id})
+            except (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError):
+                if attempt == self._config.limits.tries:
+                    raise
+                await asyncio.sleep(backoff(attempt, self._config.limits, None))
+        raise AssertionError("the loop returns or raises")
+
+    def _own(self, job: Job) -> None:
+        for name in job.requests:
+            self._owner[name] = job
+
+    def _result_of(self, job: Job) -> asyncio.Task[dict[str, Any]]:
+        if job.name not in self._results:
+            self._results[job.name] = asyncio.ensure_future(self._wait_for(job))
+        return self._results[job.name]
+
+    async def _wait_for(self, job: Job) -> dict[str, Any]:
+        """The rows of a job by request; under the empty name, what stands for every row that is missing."""
+        found = await self._find(job)
+        if found is None:
+            self._jobs.remove(job)
+            return {"": {"status": "never started"}}
+        attempt = 0
+        while True:
+            try:
+                batch = await self._client.batches.retrieve(found)
+                attempt = 0
+                if batch.status in _ENDED:
+                    return await self._rows(batch)
+            except (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError):
+                attempt += 1
+                if attempt >= self._config.limits.tries:
+                    raise
+            await asyncio.sleep(self._settings.poll_s)
+
+    async def _find(self, job: Job) -> str | None:
+        """The provider's id of a job; one that was made but not recorded is found by the name it was given."""
+        if job.batch_id is not None:
+            return job.batch_id
+        async for batch in self._client.batches.list(limit=100):
+            if (batch.metadata or {}).get("perceive") == job.name:
+                self._jobs.save(job.model_copy(update={"batch_id": batch.id}))
+                return batch.id
+        return None
+
+    async def _rows(self, batch: Any) -> dict[str, Any]:
+        rows: dict[str, Any] = {"": {"status": batch.status, "error": _first_error(batch), "final": _hopeless(batch)}}
+        for file in (batch.error_file_id, batch.output_file_id):
+            if file:
+                content = await self._client.files.content(file)
+                for line in content.content.splitlines():
+                    if line.strip():
+                        row = json.loads(line)
+                        rows[row["custom_id"]] = row
+        return rows
+
+
+def _first_error(batch: Any) -> dict[str, Any]:
+    errors = (batch.errors.data or []) if batch.errors else []
+    return {"message": errors[0].message, "code": errors[0].code} if errors else {"code": batch.status}
+
+
+def _hopeless(batch: Any) -> bool:
+    """A job that failed did not pass the provider's validation; sending its rows again would fail again."""
+    return bool(batch.status == "failed")

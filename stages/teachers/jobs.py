@@ -1,0 +1,65 @@
+"""Records of batch jobs, kept where a restart finds them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from schemas.base import Record
+from stages.teachers.ledger import sync_folder
+
+
+class Job(Record):
+    """A batch job: our name for it, the digests (hexadecimal) of its requests, the provider's id once there is one.
+
+    `created_s` is in Unix seconds.
+    """
+
+    name: str
+    created_s: float
+    requests: tuple[str, ...]
+    batch_id: str | None = None
+
+
+class JobFolder:
+    """The job records at a local folder or any fsspec URL. A save is whole or not at all."""
+
+    def __init__(self, url: str, storage_options: dict[str, Any] | None = None) -> None:
+        self._fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False, **(storage_options or {}))
+        self._root = root.rstrip("/")
+        protocol = self._fs.protocol if isinstance(self._fs.protocol, str) else self._fs.protocol[0]
+        self._local = Path(self._root) if protocol == "file" else None
+
+    def save(self, job: Job) -> None:
+        """Writes or replaces a record, durably."""
+        data = job.model_dump_json().encode()
+        if self._local is None:
+            self._fs.pipe_file(self._path(job), data)
+            return
+        self._local.mkdir(parents=True, exist_ok=True)
+        path = Path(self._path(job))
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        temporary.replace(path)
+        sync_folder(self._local)
+
+    def load(self) -> list[Job]:
+        """All records, in order of name."""
+        if not self._fs.exists(self._root):
+            return []
+        paths = sorted(path for path in self._fs.ls(self._root, detail=False) if path.endswith(".json"))
+        return [Job.model_validate_json(self._fs.cat_file(path)) for path in paths]
+
+    def remove(self, job: Job) -> None:
+        """Deletes a record; one that is not there is as well."""
+        if self._fs.exists(self._path(job)):
+            self._fs.rm_file(self._path(job))
+
+    def _path(self, job: Job) -> str:
+        return f"{self._root}/{job.name}.json"

@@ -1,0 +1,241 @@
+"""The distil stage with a model behind real HTTP: what is sent, what comes back, what faults and kills cost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from schemas.arrow import from_table, to_table
+from schemas.caption import Caption
+from schemas.keys import digest_value
+from schemas.region import Hint
+from stages.base import checked
+from stages.distill import CaptionsConfig, build_distill
+from stages.distill.units import CaptionUnit
+from stages.masks import encode
+from stages.shapes.scene import draw_scene
+from stages.teachers.config import LimitsConfig, TeacherConfig
+
+LIMITS = LimitsConfig(in_flight=32, tries=10, first_wait_s=0.01, longest_wait_s=0.1, timeout_s=1.0)
+
+
+def teacher(server: Any, **more: Any) -> TeacherConfig:
+    return TeacherConfig(**{"backend": "openai", "model": "m", "base_url": server.url, "limits": LIMITS} | more)
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], list[CaptionUnit]]:
+    """Makes units of drawn photos: `images` photos with `regions` units each (masks may repeat, keys do not)."""
+    folder = tmp_path_factory.mktemp("photos")
+
+    def make(images: int, regions: int) -> list[CaptionUnit]:
+        units = []
+        for index in range(images):
+            scene = draw_scene(np.random.default_rng(index), (160, 120))
+            path = folder / f"{index}.png"
+            cv2.imwrite(str(path), cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR))
+            for number in range(regions):
+                instance = scene.instances[number % len(scene.instances)]
+                region = digest_value([index, number])
+                units.append(
+                    CaptionUnit(
+                        caption_key=digest_value([region, "brief"]), region_key=region, media_key=digest_value(index),
+                        task="brief", language="en", uri=str(path), kind="image", source="shapes",
+                        label=f"{instance.look.kind} {index}-{number}", width=160, height=120,
+                        mask=encode(instance.mask), box=instance.box, input_digest=region,
+                        hints=[Hint(kind="phrase", language="en", text="the one on the left")],
+                    )
+                )  # fmt: skip
+        return units
+
+    return make
+
+
+def run(
+    units: list[CaptionUnit], config: TeacherConfig, ledger: Path, captions: CaptionsConfig | None = None
+) -> list[Caption]:
+    stage = build_distill(config, captions or CaptionsConfig(), units[0].task, units[0].language, str(ledger))
+    stage.open()
+    try:
+        table = pa.concat_tables(checked(stage, to_table(units, stage.unit)))
+    finally:
+        stage.close()
+    rows = {row.caption_key: row for row in from_table(table, Caption)}
+    return [rows[unit.caption_key] for unit in units]
+
+
+def test_a_request_holds_prompt_source_and_both_pictures(
+    teacher_server: Callable[..., Any], drawn: Any, tmp_path: Path
+) -> None:
+    server = teacher_server()
+    (unit,) = drawn(1, 1)
+    (row,) = run([unit], teacher(server), tmp_path)
+    (chat,) = server.chats
+    assert unit.label in chat.text
+    assert "the one on the left" in chat.text
+    assert "5 to 25 words" in chat.text
+    shown = [cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) for data in chat.images]
+    assert [picture.shape for picture in shown] == [shown[0].shape] * 2
+    assert shown[1].mean() > shown[0].mean() + 20, "the second picture is faded to white around the target"
+    assert (row.teacher, row.model, row.views) == ("openai", "m", ["crop_mask"])
+    assert row.usage.prompt_tokens == server.prompt_tokens
+    assert row.text
+    assert row.request_digest
+
+
+def test_each_outcome_has_its_own_rule(teacher_server: Callable[..., Any], drawn: Any, tmp_path: Path) -> None:
+    seen: Counter[str] = Counter()
+
+    def verdict(chat: Any) -> str:
+        rule = chat.text.split("call the target: ")[1].split(" ")[1].split(".")[0]
+        seen[rule] += 1
+        if rule in ("0-3",):
+            return "invalid"
+        return (
+            {"0-0": "truncated", "0-1": "invalid", "0-2": "refused"}.get(rule, "answer")
+            if seen[rule] == 1
+            else "answer"
+        )
+
+    server = teacher_server(verdict=verdict)
+    rows = run(drawn(1, 5), teacher(server), tmp_path)
+    assert [row.status for row in rows] == ["ok", "ok", "ok", "failed", "ok"]
+    assert [row.attempts for row in rows] == [2, 2, 2, 2, 1]
+    assert rows[3].reason == "invalid"
+    assert "caption" in (rows[3].message or "")
+    by_rule = {rule: [c for c in server.chats if f" {rule}." in c.text] for rule in ("0-0", "0-1", "0-2")}
+    assert [chat.body["max_completion_tokens"] for chat in by_rule["0-0"]] == [128, 256]
+    repaired = by_rule["0-1"][1].body["messages"]
+    assert [message["role"] for message in repaired] == ["system", "user", "assistant", "user"]
+    assert "could not be used" in repaired[-1]["content"]
+    assert rows[2].views == ["full_mask"]
+    assert "whole photograph" in by_rule["0-2"][1].text
+
+
+def test_failed_attempts_are_not_made_again_until_they_are_forgiven(
+    teacher_server: Callable[..., Any], drawn: Any, tmp_path: Path
+) -> None:
+    server = teacher_server(verdict=lambda chat: "refused")
+    units = drawn(1, 2)
+    assert {row.status for row in run(units, teacher(server), tmp_path)} == {"failed"}
+    asked = len(server.chats)
+    assert {row.status for row in run(units, teacher(server), tmp_path)} == {"failed"}
+    assert len(server.chats) == asked
+    server.verdict = lambda chat: "answer"
+    stage = build_distill(
+        teacher(server), CaptionsConfig(), "brief", "en", str(tmp_path), forgive_before=time.time() + 1
+    )
+    stage.open()
+    table = pa.concat_tables(checked(stage, to_table(units, stage.unit)))
+    stage.close()
+    assert set(table["status"].to_pylist()) == {"ok"}
+
+
+def test_combined_tasks_buy_one_reply_a_region(teacher_server: Callable[..., Any], drawn: Any, tmp_path: Path) -> None:
+    server = teacher_server()
+    units = drawn(2, 2)
+    combined = CaptionsConfig(combined=True)
+    texts = {}
+    for task in ("label", "explain", "brief", "detailed"):
+        of_task = [unit.model_copy(update={"task": task}) for unit in units]
+        texts[task] = run(of_task, teacher(server), tmp_path, combined)
+    assert len(server.chats) == len(units)
+    assert all(row.status == "ok" for rows in texts.values() for row in rows)
+    assert [row.label for row in texts["label"]] == [row.label for row in texts["explain"]]
+    assert texts["brief"][0].text != texts["detailed"][0].text
+
+
+@pytest.mark.slow
+def test_two_thousand_regions_end_accounted_for_when_a_third_of_the_replies_misbehave(
+    teacher_server: Callable[..., Any], drawn: Any, tmp_path: Path
+) -> None:
+    server = teacher_server(fault_share=0.3, keep_chats=False)
+    units = drawn(100, 20)
+    rows = run(units, teacher(server), tmp_path)
+    assert Counter(row.status for row in rows)["ok"] >= 0.97 * len(rows)
+    assert all(row.text if row.status == "ok" else row.reason for row in rows)
+    assert len(server.faults_served) == 6
+    asked = sum(server.billed.values())
+    done = [unit for unit, row in zip(units, rows, strict=True) if row.status == "ok"][:200]
+    assert [row.status for row in run(done, teacher(server), tmp_path)] == ["ok"] * 200
+    assert sum(server.billed.values()) == asked, "an answer was bought twice"
+
+
+CHILD = """
+import json, sys
+import pyarrow.parquet as pq
+from stages.base import checked
+from stages.distill import CaptionsConfig, build_distill
+from stages.teachers.config import TeacherConfig
+
+folder = sys.argv[1]
+config = TeacherConfig.model_validate_json(open(folder + "/teacher.json").read())
+stage = build_distill(config, CaptionsConfig(), "brief", "en", folder + "/ledger")
+stage.open()
+for table in checked(stage, pq.read_table(folder + "/units.parquet")):
+    print(len(table), flush=True)
+stage.close()
+"""
+
+
+@pytest.mark.slow
+def test_a_kill_costs_the_calls_in_flight_and_one_group_commit(
+    teacher_server: Callable[..., Any], drawn: Any, tmp_path: Path
+) -> None:
+    server = teacher_server(latency_s=0.05)
+    units = drawn(60, 4)
+    config = teacher(server)
+    (tmp_path / "teacher.json").write_text(config.model_dump_json())
+    pq.write_table(to_table(units, CaptionUnit), tmp_path / "units.parquet")
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path)], stdout=subprocess.PIPE)
+
+    child = start()
+    while len(server.billed) < 100:
+        time.sleep(0.005)
+        assert child.poll() is None
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    assert start().wait(timeout=120) == 0
+    assert len(server.billed) == len(units)
+    bought_twice = sum(count - 1 for count in server.billed.values())
+    assert bought_twice <= LIMITS.in_flight + 64
+
+
+def test_no_key_reaches_a_ledger_a_row_or_a_message(
+    teacher_server: Callable[..., Any], drawn: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    secret = "sk-planted-secret-0123456789"
+    monkeypatch.setenv("PLANTED", secret)
+    caplog.set_level("DEBUG")
+    server = teacher_server(
+        verdict=lambda chat: "refused" if " 0-0." in chat.text else "answer", fault_share=0.3, faults=("500", "drop")
+    )
+    config = teacher(server, api_key_env="PLANTED")
+    rows = run(drawn(1, 5), config, tmp_path)
+    rows += run(drawn(1, 2), teacher(server, api_key_env="PLANTED", base_url="http://127.0.0.1:9/v1"), tmp_path / "b")
+    assert server.chats[0].authorization == f"Bearer {secret}"
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert written
+    captured = capfd.readouterr()
+    shown = caplog.text + captured.out + captured.err + json.dumps([row.model_dump(mode="json") for row in rows])
+    settings = build_distill(config, CaptionsConfig(), "brief", "en", "x").settings()
+    assert secret not in shown
+    assert secret.encode() not in written
+    assert secret not in json.dumps(settings)
