@@ -39,13 +39,15 @@ def digest_stream(stream: IO[bytes]) -> bytes:
 def encode_value(value: Any) -> bytes:
     """The canonical encoding of None, bool, int, float, str, bytes, lists, tuples and mappings of these.
 
-    Raises `ValueError` for NaN and infinities and `TypeError` for any other type.
+    Raises `ValueError` for NaN, infinities and integers beyond 64 bits, `TypeError` for any other type.
     """
     if value is None:
         return b"n"
     if isinstance(value, bool):
         return b"t" if value else b"f"
     if isinstance(value, int):
+        if not -(2**63) <= value < 2**63:
+            raise ValueError(f"{value} has no canonical encoding: integers are of 64 bits")
         return b"i" + struct.pack("<q", value)
     if isinstance(value, float):
         if not np.isfinite(value):
@@ -156,7 +158,9 @@ def _encode_valid(array: pa.Array) -> pa.Array:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return _encode_list(array)
     if pa.types.is_struct(kind):
-        return _encode_fields({kind.field(i).name: array.field(i) for i in range(kind.num_fields)})
+        # `flatten` gives the children the struct's own nulls, so that what lies below a null is not looked at.
+        names = [kind.field(i).name for i in range(kind.num_fields)]
+        return _encode_fields(dict(zip(names, array.flatten(), strict=True)))
     raise TypeError(f"a column of type {kind} has no canonical encoding")
 
 
@@ -167,10 +171,10 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 def _encode_list(array: pa.Array) -> pa.Array:
     """A list's bytes are its items' bytes, which lie side by side: offsets compose, nothing is copied."""
-    items = _encode_array(array.values)
+    items = _encode_array(array.flatten())  # without what lies below null lists or outside a slice
     item_offsets, data = _binary_buffers(items)
-    offsets = np.asarray(array.offsets.to_numpy(zero_copy_only=False), dtype=np.int64)
-    counts = np.diff(offsets)
+    counts = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
     body = pa.LargeBinaryArray.from_buffers(
         pa.large_binary(),
         len(array),
