@@ -19,7 +19,7 @@ import uuid
 from collections import OrderedDict
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 
@@ -60,6 +60,7 @@ class Ledger:
     def __init__(self, url: str, storage_options: dict[str, Any] | None = None, *, forgive_before: float = 0.0) -> None:
         self.url = url.rstrip("/")
         self.forgive_before = forgive_before
+        self._storage_options = storage_options
         self._fs, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False, **(storage_options or {}))
         self._root = root.rstrip("/")
         protocol = self._fs.protocol if isinstance(self._fs.protocol, str) else self._fs.protocol[0]
@@ -150,21 +151,9 @@ class Ledger:
 
     def _read_indexes(self) -> list[Index]:
         """Large indexes stay mapped; small ones and the logs of live writers are merged in memory."""
-        found = [self._index_at(name) for name in self._segments()]
-        if self._local is not None:
-            for log in sorted(self._folder.glob("*.wal")):
-                with log.open("rb") as stream:
-                    found.append(index_of(read_records(stream), log.name))
+        found = Segments(self.url, self._storage_options).indexes()
         large = [index for index in found if len(index) >= _SMALL_INDEX]
         return [*large, merged([index for index in found if len(index) < _SMALL_INDEX])]
-
-    def _segments(self) -> list[str]:
-        if self._local is not None:
-            return sorted(path.name for path in self._local.glob("*.seg"))
-        if not self._fs.exists(self._root):
-            return []
-        names = [path.rpartition("/")[2] for path in self._fs.ls(self._root, detail=False)]
-        return sorted(name[: -len(".idx")] + ".seg" for name in names if name.endswith(".idx"))
 
     def _read(self, name: str, place: Place) -> bytes:
         if self._local is None and not (self._folder / name).exists():
@@ -195,6 +184,80 @@ class Ledger:
             failpoint(f"ledger.upload{suffix}.after")
         segment.unlink()
         segment.with_suffix(".idx").unlink()
+
+
+class Segments:
+    """The closed segments of a ledger, and on a local disk the logs being written, for reading as a whole."""
+
+    def __init__(self, url: str, storage_options: dict[str, Any] | None = None) -> None:
+        self._fs, root = fsspec.core.url_to_fs(url.rstrip("/"), use_listings_cache=False, **(storage_options or {}))
+        self._root = root.rstrip("/")
+        protocol = self._fs.protocol if isinstance(self._fs.protocol, str) else self._fs.protocol[0]
+        self._local = Path(self._root) if protocol == "file" else None
+
+    def names(self) -> list[str]:
+        """Segments whose index is there, then logs; sorted by the time at which they were begun."""
+        found = [path.rpartition("/")[2] for path in self._list()]
+        have = set(found)
+        segments = [name for name in found if name.endswith(".seg") and name[: -len(".seg")] + ".idx" in have]
+        return sorted(segments) + sorted(name for name in found if name.endswith(".wal"))
+
+    def open(self, name: str) -> IO[bytes]:
+        """A segment or log for reading."""
+        stream: IO[bytes] = self._fs.open(f"{self._root}/{name}", "rb")
+        return stream
+
+    def indexes(self) -> list[Index]:
+        """The index of every segment, mapped where the disk is local; logs are scanned."""
+        found = []
+        for name in self.names():
+            index = name[: -len(".seg")] + ".idx"
+            if name.endswith(".wal"):
+                with self.open(name) as stream:
+                    found.append(index_of(read_records(stream), name))
+            elif self._local is not None:
+                found.append(index_from(self._local / index, name))
+            else:
+                found.append(index_from(self._fs.cat_file(f"{self._root}/{index}"), name))
+        return found
+
+    def size(self) -> int:
+        """Bytes of all segments and logs."""
+        return sum(int(self._fs.size(f"{self._root}/{name}")) for name in self.names())
+
+    def must_be_idle(self) -> None:
+        """Closes what killed processes left. Raises `LedgerError` while a log is being written."""
+        if self._local is not None and self._local.exists():
+            adopt_logs(self._local)
+        busy = [name for name in self.names() if name.endswith(".wal")]
+        if busy:
+            raise LedgerError(f"{self._root}: {busy[0]} is being written; wait for the run to end")
+
+    def replace_all(self, records: bytes) -> None:
+        """Puts one segment in the place of all; the new one is whole before an old one goes."""
+        old = self.names()
+        stem = f"{time.time_ns():020d}-merged-{uuid.uuid4().hex[:8]}"
+        index = index_bytes(index_of(read_records(io.BytesIO(records)), f"{stem}.seg"))
+        for suffix, data in ((".seg", records), (".idx", index)):
+            if self._local is not None:
+                _write_durably(self._local / f"{stem}{suffix}", data)
+            else:
+                self._fs.pipe_file(f"{self._root}/{stem}{suffix}", data)
+        for name in old:
+            # The index first: a segment without one does not exist.
+            for path in (name[: -len(".seg")] + ".idx", name):
+                self._fs.rm_file(f"{self._root}/{path}")
+
+    def _list(self) -> list[str]:
+        if not self._fs.exists(self._root):
+            return []
+        paths: list[str] = self._fs.ls(self._root, detail=False)
+        return paths
+
+
+def open_segments(url: str, storage_options: dict[str, Any] | None = None) -> Segments:
+    """A ledger to be read as a whole."""
+    return Segments(url, storage_options)
 
 
 class _Writer:
@@ -317,12 +380,7 @@ def seal_log(log: Path) -> Path | None:
         log.unlink()
         return None
     failpoint("ledger.index.before")
-    temporary = log.with_suffix(".idx.tmp")
-    with temporary.open("wb") as out:
-        out.write(index_bytes(index_of(records, segment.name)))
-        out.flush()
-        os.fsync(out.fileno())
-    temporary.replace(log.with_suffix(".idx"))
+    _write_durably(log.with_suffix(".idx"), index_bytes(index_of(records, segment.name)))
     failpoint("ledger.seal.before")
     log.replace(segment)
     sync_folder(log.parent)
@@ -349,3 +407,13 @@ def _write_all(handle: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(handle, view) :]
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    temporary = path.with_suffix(path.suffix + ".tmp")
+    with temporary.open("wb") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from schemas.caption import Outcome, Usage
 from schemas.keys import digest_value
-from stages.teachers.ledger import Ledger
+from stages.teachers import cache
+from stages.teachers.ledger import Ledger, LedgerError
 from stages.teachers.segments import Entry, index_bytes, index_from, index_of, pack_record, parse_record
 
 
@@ -116,3 +117,34 @@ def test_records_and_indexes_round_trip(rows: list[tuple[int, str]]) -> None:
         places = {place.offset for _, place in index.find(one.request)}
         assert places == {at for at, _, other in records if other.request == one.request}
     assert index.find(digest_value("never")) == []
+
+
+def test_a_ledger_is_counted_taken_along_and_cleared(tmp_path: Path) -> None:
+    here, there = str(tmp_path / "here"), str(tmp_path / "there")
+    ledger = Ledger(here)
+    ledger.open()
+    keep(ledger, entry("a", "invalid", at=1.0), entry("a", at=2.0, text="old"), entry("a", at=3.0, text="new"))
+    keep(ledger, entry("b", "refused", at=4.0))
+    assert cache.stats(here).replies == 4, "logs being written are counted"
+    with pytest.raises(LedgerError, match="being written"):
+        cache.gc(here)
+    ledger.close()
+    counted = cache.stats(here)
+    assert counted.by_outcome == {"answer": 2, "refused": 1, "invalid": 1}
+    assert (counted.usage.prompt_tokens, counted.usage.cost_usd) == (40, 2.0)
+    assert cache.spent(here) == counted.usage
+    assert cache.export(here, tmp_path / "all.jsonl") == 4
+    assert cache.load(there, tmp_path / "all.jsonl") > 0
+    assert cache.load(there, tmp_path / "all.jsonl") == 0, "what is there is not added again"
+    assert cache.gc(here) == (4, 1)
+    for url in (here, there):
+        again = Ledger(url)
+        again.open()
+        found = again.lookup(digest_value("a"))
+        assert found is not None
+        assert found.outcome == "answer"
+        again.close()
+    assert found.text in ("old", "new")
+    (tmp_path / "bad.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match=r"bad.jsonl:1"):
+        cache.load(there, tmp_path / "bad.jsonl")

@@ -1,0 +1,123 @@
+"""The ledger as a whole: what it holds, what it cost, taking it along, clearing it."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from schemas.base import Record
+from schemas.caption import Usage
+from stages.teachers.ledger import Ledger, Segments, open_segments
+from stages.teachers.segments import OUTCOMES, Entry, pack_record, read_records
+
+
+class CacheStats(Record):
+    """What a ledger holds. `cost_usd` is what list prices make of the usage; replies without a price count nothing."""
+
+    replies: int
+    by_outcome: dict[str, int]
+    by_model: dict[str, int]
+    by_task: dict[str, int]
+    usage: Usage
+    bytes: int
+
+
+def spent(url: str, storage_options: dict[str, Any] | None = None) -> Usage:
+    """Tokens and dollars of all replies, from the indexes alone: quick, for a budget that is watched."""
+    columns = [index.columns for index in open_segments(url, storage_options).indexes()]
+    return Usage(
+        prompt_tokens=sum(int(part["prompt_tokens"].sum()) for part in columns),
+        completion_tokens=sum(int(part["completion_tokens"].sum()) for part in columns),
+        cost_usd=float(sum(part["cost"].sum() for part in columns)),
+    )
+
+
+def stats(url: str, storage_options: dict[str, Any] | None = None) -> CacheStats:
+    """Counts over every reply of a ledger."""
+    outcomes: Counter[str] = Counter()
+    models: Counter[str] = Counter()
+    tasks: Counter[str] = Counter()
+    used = [0, 0, 0.0]
+    segments = open_segments(url, storage_options)
+    for entry in entries(segments):
+        outcomes[entry.outcome] += 1
+        models[entry.model] += 1
+        tasks["/".join(entry.tags[tag] for tag in ("task", "language") if tag in entry.tags) or "other"] += 1
+        used[0] += entry.usage.prompt_tokens
+        used[1] += entry.usage.completion_tokens
+        used[2] += entry.usage.cost_usd or 0.0
+    return CacheStats(
+        replies=outcomes.total(),
+        by_outcome={name: outcomes[name] for name in OUTCOMES if outcomes[name]},
+        by_model=dict(models.most_common()),
+        by_task=dict(tasks.most_common()),
+        usage=Usage(prompt_tokens=int(used[0]), completion_tokens=int(used[1]), cost_usd=used[2]),
+        bytes=segments.size(),
+    )
+
+
+def export(url: str, path: Path, storage_options: dict[str, Any] | None = None) -> int:
+    """Writes every reply as one JSON line; returns their number. Holds text and usage, and no key or address."""
+    count = 0
+    with path.open("w", encoding="utf-8") as out:
+        for entry in entries(open_segments(url, storage_options)):
+            out.write(entry.model_dump_json() + "\n")
+            count += 1
+    return count
+
+
+def load(url: str, path: Path, storage_options: dict[str, Any] | None = None) -> int:
+    """Adds the replies of an exported file that are not there yet; returns how many were added.
+
+    Raises `ValueError` naming the line of a file that is no export.
+    """
+    ledger = Ledger(url, storage_options)
+    ledger.open()
+    waiting = []
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    entry = Entry.model_validate_json(line)
+                except ValueError as error:
+                    raise ValueError(f"{path}:{number}: not a ledger entry: {error}") from error
+                known = ledger.lookup(entry.request)
+                if known is None or (known.outcome != "answer" and entry.created_s > known.created_s):
+                    waiting.append(ledger.append(entry))
+        for done in waiting:
+            done.result()
+    finally:
+        ledger.close()
+    return len(waiting)
+
+
+def gc(url: str, keep_attempts_s: float = 0.0, storage_options: dict[str, Any] | None = None) -> tuple[int, int]:
+    """Rewrites the ledger as one segment: the latest answer a request, and attempts younger than `keep_attempts_s`.
+
+    Returns replies before and after. Only for a ledger that no run is using: raises `LedgerError` while a log is open.
+    What is dropped is gone from `spent` and `stats` too.
+    """
+    segments = open_segments(url, storage_options)
+    segments.must_be_idle()
+    before, best = 0, dict[bytes, Entry]()
+    oldest = time.time() - keep_attempts_s
+    for entry in entries(segments):
+        before += 1
+        held = best.get(entry.request)
+        if entry.outcome != "answer" and (entry.created_s < oldest or (held is not None and held.outcome == "answer")):
+            continue
+        if held is None or held.outcome != "answer" or entry.created_s >= held.created_s:
+            best[entry.request] = entry
+    segments.replace_all(b"".join(pack_record(best[request]) for request in sorted(best)))
+    return before, len(best)
+
+
+def entries(segments: Segments) -> Iterator[Entry]:
+    """Every whole record of a ledger, segment after segment, logs of live writers included."""
+    for name in segments.names():
+        with segments.open(name) as stream:
+            for _, _, entry in read_records(stream):
+                yield entry
