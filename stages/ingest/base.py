@@ -174,8 +174,14 @@ def batches(rows: Iterable[dict[str, Any]], size: int = BATCH_ROWS) -> Iterator[
 
 def _raw_table(rows: list[dict[str, Any]]) -> pa.Table:
     arrays = []
+    present = set().union(*rows)
     for item in RAW_SCHEMA:
         name, default = item.name, _DEFAULTS[item.name] if item.name not in _REQUIRED else None
+        if name not in present:
+            arrays.append(
+                pa.nulls(len(rows), item.type) if default is None else pa.repeat(pa.scalar(default), len(rows))
+            )
+            continue
         values = [row.get(name, default) for row in rows]
         try:
             arrays.append(pa.array(values, item.type))
@@ -218,12 +224,11 @@ def numbers(value: Any, count: int | None = None) -> list[float]:
         raise ValueError(f"expected a list of numbers, found {value!r:.60}")
     if count is not None and len(value) != count:
         raise ValueError(f"expected {count} numbers, found {len(value)}")
-    out = []
     for item in value:
-        if isinstance(item, bool) or not isinstance(item, int | float):
+        kind = type(item)
+        if kind is not float and kind is not int:
             raise ValueError(f"expected a number, found {item!r:.60}")
-        out.append(float(item))
-    return out
+    return [float(item) for item in value]
 
 
 def xywh(value: Any) -> list[float]:

@@ -43,6 +43,8 @@ _PROBE_COLUMNS = (
     "fps",
 )
 _GEOMETRY = ("box", "points", "polygons", "mask", "track")
+_PROMPT = ("frame_index", "box", "relative", "points", "polygons", "mask")
+"""The prompt geometry as the source gives it; a region's key does not depend on how we clamp or turn it."""
 
 
 class Verdicts:
@@ -91,17 +93,21 @@ class Finisher:
         )
         _adapter_verdicts(raw, verdicts)
         raw = _without_nonfinite(raw, verdicts)
-        record = digest_columns({item.name: raw[item.name] for item in RAW_SCHEMA})
+        prompt = digest_columns({name: raw[name] for name in _PROMPT})
+        record = digest_columns(
+            {"prompt": prompt} | {item.name: raw[item.name] for item in RAW_SCHEMA if item.name not in _PROMPT}
+        )
         _media_verdicts(media, verdicts)
         columns = {name: flatten(raw[name]) for name in _GEOMETRY}
         columns = upright.geometry(raw, columns, media, self._config.coordinates, verdicts)
         columns["box"] = _clamped(columns, media, verdicts)
         columns = upright.checked_points(columns, media, verdicts)
-        return self._rows(raw, media, columns, record, verdicts)
+        return self._rows(raw, media, columns, prompt, record, verdicts)
 
     def _rows(
-        self, raw: pa.Table, media: pl.DataFrame, columns: dict[str, pa.Array], record: pa.Array, verdicts: Verdicts
-    ) -> pa.Table:
+        self, raw: pa.Table, media: pl.DataFrame, columns: dict[str, pa.Array], prompt: pa.Array, record: pa.Array,
+        verdicts: Verdicts,
+    ) -> pa.Table:  # fmt: skip
         config, length = self._config, len(raw)
         frame = raw["frame_index"].to_numpy()
         fps = media["media_fps"].cast(pl.Float64).fill_null(0.0).to_numpy()
@@ -116,8 +122,9 @@ class Finisher:
             "time_s": pa.array(np.where(fps > 0, frame / np.where(fps > 0, fps, 1.0), 0.0)),
             "hints": pc.fill_null(raw["hints"], pa.scalar([], raw.schema.field("hints").type)),
         }
-        prompt = ("frame_index", "box", "points", "polygons", "mask")
-        keys = digest_columns({name: table[name] for name in ("media_key", "source", "source_id", *prompt)})
+        keys = digest_columns(
+            {"media_key": media_key, "source": source, "source_id": raw["source_id"], "prompt": prompt}
+        )
         table["region_key"] = self._unique(keys, verdicts)
         good = verdicts.good
         passed_over = np.isin(verdicts.reason.astype(str), list(NOT_MEANT))

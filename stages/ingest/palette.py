@@ -26,7 +26,7 @@ from stages.ingest import jsonstream, rle
 from stages.ingest.base import Adapter, Source, SourceError, batches
 from stages.ingest.coco import bad, hint, listed, spoken
 from stages.ingest.listing import Folder, list_files
-from stages.ingest.tracks import first_visible, point
+from stages.ingest.tracks import first_visible, folder_fps, point
 from stages.media.images import read_bytes
 from stages.media.probe import ListedMedia
 
@@ -147,18 +147,8 @@ def _listed(source: Source, video: str, flavour: Flavour) -> ListedMedia:
     folder = source.roots.folder(video)
     if folder is None:
         return listed(source, source.roots.missing_uri(video) + "/", video, "video", missing=True)
-    return listed(
-        source, folder.uri, video, "video", num_bytes=folder.num_bytes, etag=folder.etag, fps=_rate(folder, flavour)
-    )
-
-
-def _rate(folder: Folder, flavour: Flavour) -> float:
-    """Frames a second of the folder: names 00000, 00005, 00010 are every fifth frame."""
-    stems = [posixpath.splitext(name)[0] for name in folder.names]
-    if not flavour.numbered or len(stems) < 2 or not all(stem.isdigit() for stem in stems):
-        return flavour.fps
-    steps = np.diff([int(stem) for stem in stems])
-    return flavour.fps / max(int(np.median(steps)), 1)
+    fps = folder_fps(folder, flavour.fps) if flavour.numbered else flavour.fps
+    return listed(source, folder.uri, video, "video", num_bytes=folder.num_bytes, etag=folder.etag, fps=fps)
 
 
 def _rows(source: Source, flavour: Flavour) -> Iterator[dict[str, Any]]:

@@ -19,7 +19,23 @@ import pyarrow as pa
 from schemas.arrow import arrow_schema, to_table
 from schemas.keys import digest_value
 from schemas.region import Region
-from stages.ingest import coco, coco_family, openimages, palette, refer, regions, sav, visual_genome
+from stages.ingest import (
+    a2d,
+    bensmot,
+    coco,
+    coco_family,
+    openimages,
+    palette,
+    pam_data,
+    refer,
+    reftext,
+    regions,
+    rexverse,
+    sav,
+    tubes,
+    visual_genome,
+    youtube_vis,
+)
 from stages.ingest.base import Adapter, Source, SourceConfig, SourceError
 from stages.ingest.finish import Finisher
 from stages.ingest.listing import MediaRoots, list_files
@@ -43,10 +59,18 @@ def formats() -> Mapping[str, Adapter]:
         "refer": refer.REFER,
         "grefcoco": refer.GREFCOCO,
         "google_refexp": refer.GOOGLE_REFEXP,
+        "reftext": reftext.ADAPTER,
         "regions": regions.ADAPTER,
         "sav": sav.ADAPTER,
         "davis": palette.DAVIS,
         "youtube_vos": palette.YOUTUBE_VOS,
+        "lv_vis": youtube_vis.ADAPTER,
+        "vidstg": tubes.VIDSTG,
+        "hc_stvg": tubes.HCSTVG,
+        "bensmot": bensmot.ADAPTER,
+        "a2d": a2d.ADAPTER,
+        "rexverse": rexverse.ADAPTER,
+        "pam_data": pam_data.ADAPTER,
     }
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import posixpath
 from typing import Any
 
+import numpy as np
+
 from stages.ingest import rle
+from stages.ingest.listing import Folder
 
 TrackRow = dict[str, Any]
 
@@ -39,3 +43,12 @@ def first_visible(row: dict[str, Any], prefer: int | None = None) -> None:
         raise ValueError("the target is visible on no annotated frame")
     chosen = next((item for item in visible if item["frame_index"] == prefer), visible[0])
     row["frame_index"], row["box"], row["mask"] = chosen["frame_index"], chosen["box"], chosen["mask"]
+
+
+def folder_fps(folder: Folder, video_fps: float) -> float:
+    """Frames a second of a folder of a video's frames: names 00000, 00005, 00010 are every fifth frame."""
+    stems = [posixpath.splitext(name)[0] for name in folder.names]
+    if len(stems) < 2 or not all(stem.isdigit() for stem in stems):
+        return video_fps
+    steps = np.diff([int(stem) for stem in stems])
+    return video_fps / max(int(np.median(steps)), 1)

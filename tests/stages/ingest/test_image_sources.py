@@ -173,10 +173,10 @@ def test_visual_genome_reads_both_spellings_of_size_and_clamps(tmp_path, picture
     roles = {
         "regions": as_json(tmp_path / "region_descriptions.json", [
             {"id": 1, "regions": [
-                {"region_id": 1382, "width": 82, "height": 139, "image_id": 1, "phrase": "the clock\n is green", "y": 7,
-                 "x": -4},
-                {"region_id": 1383, "width": 20, "height": 10, "image_id": 1, "phrase": "one two three four five", "y": 7,
-                 "x": 4},
+                {"region_id": 1382, "width": 82, "height": 139, "image_id": 1, "phrase": "the clock\n is green",
+                 "y": 7, "x": -4},
+                {"region_id": 1383, "width": 20, "height": 10, "image_id": 1, "phrase": "one two three four five",
+                 "y": 7, "x": 4},
                 {"region_id": 1384, "width": 20, "height": 10, "image_id": 1, "phrase": " ", "y": 7, "x": 4}]}]),
         "objects": as_json(tmp_path / "attributes.json", [
             {"image_id": 2, "attributes": [
