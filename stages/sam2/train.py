@@ -41,19 +41,19 @@ class SamNanoConfig(Record):
     device: str = "auto"
     seed: int = 0
     model: NanoConfig = NanoConfig()
-    scenes: int = Field(default=24000, ge=1)
-    clips: int = Field(default=5000, ge=1)
+    scenes: int = Field(default=12000, ge=1)
+    clips: int = Field(default=2400, ge=1)
     clip_frames: int = Field(default=8, ge=2)
-    steps: int = Field(default=6000, ge=1)
-    minutes: float = Field(default=60.0, gt=0)
-    scene_batch: int = Field(default=48, ge=1)
-    clip_batch: int = Field(default=32, ge=1)
-    stills_first: float = Field(default=0.3, ge=0, le=1)
-    clip_share: float = Field(default=0.6, ge=0, le=1)
+    steps: int = Field(default=20000, ge=1)
+    minutes: float = Field(default=5.0, gt=0)
+    scene_batch: int = Field(default=96, ge=1)
+    clip_batch: int = Field(default=64, ge=1)
+    stills_first: float = Field(default=0.35, ge=0, le=1)
+    clip_share: float = Field(default=0.5, ge=0, le=1)
     lr: float = Field(default=1e-3, gt=0)
     warmup: int = Field(default=200, ge=1)
     held_out_scenes: int = Field(default=512, ge=1)
-    held_out_clips: int = Field(default=64, ge=1)
+    held_out_clips: int = Field(default=48, ge=1)
     workers: int = Field(default=0, ge=0)
 
 
@@ -76,10 +76,11 @@ def train_sam_nano(config: SamNanoConfig) -> dict[str, Any]:
     done = _fit(model, scenes, clips, config, generator)
     trained_s = time.monotonic() - began
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    figures = evaluate(model, config.held_out_scenes, config.held_out_clips, seed=config.seed + 1, workers=workers)
     out = Path(config.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.detach().half().cpu().contiguous() for name, tensor in model.state_dict().items()}, out)
+    model.half().float()  # what is measured is what was written
+    figures = evaluate(model, config.held_out_scenes, config.held_out_clips, seed=config.seed + 1, workers=workers)
     record = {
         "settings": config.model_dump(exclude={"out", "workers"}),
         "steps": done,
@@ -148,7 +149,7 @@ def _prompts(truth: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor,
         labels = torch.tensor([2, 3], device=truth.device).repeat(len(truth), 1)
     elif kind < 0.85:
         count = int(torch.randint(1, 4, (1,), generator=generator))
-        coords = points_in(truth, count, generator)
+        coords = points_in(truth, count)
         labels = torch.ones(coords.shape[:2], dtype=torch.long, device=truth.device)
     if labels is None:
         labels = torch.zeros((len(truth), 0), dtype=torch.long, device=truth.device)
@@ -219,7 +220,7 @@ def _first_prompt(first: Tensor, generator: torch.Generator) -> tuple[dict[str, 
         coords = jittered(boxes_of(first), 0.02, generator).reshape(-1, 2, 2)
         labels = torch.tensor([2, 3], device=first.device).repeat(len(first), 1)
     else:
-        coords = points_in(first, 2, generator)
+        coords = points_in(first, 2)
         labels = torch.ones(coords.shape[:2], dtype=torch.long, device=first.device)
     return {"point_coords": coords, "point_labels": labels.int()}, None
 

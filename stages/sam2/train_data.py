@@ -116,10 +116,10 @@ def jittered(boxes: Tensor, share: float | Tensor, generator: torch.Generator) -
     return boxes + shift * share * sides
 
 
-def points_in(masks: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` random pixel centres (r, count, 2) as x, y inside each of the bool masks (r, H, W)."""
+def points_in(masks: Tensor, count: int) -> Tensor:
+    """`count` random pixels (r, count, 2) as x, y inside each of the bool masks (r, H, W)."""
     flat = masks.flatten(1).float()
-    noise = torch.rand(flat.shape, generator=generator).to(flat.device)
+    noise = torch.rand_like(flat)
     index = (flat * (noise + 1e-3)).topk(count, dim=1).indices
     width = masks.shape[2]
     return torch.stack([index % width, index // width], dim=2).float()
