@@ -14,16 +14,16 @@ import yaml
 from jobs.console import Lines, accounts_table, err, out, print_json
 from jobs.looking import frame_table
 from jobs.reporting import write_run_report
-from pipeline.build import build, status
+from pipeline.build import run_phases, session_of, status
 from pipeline.config import EngineConfig, load_config
 from pipeline.engine import Corpus
 from pipeline.looking import evaluation_of, open_corpus
 from pipeline.output import decisions
-from pipeline.tables import Run
+from pipeline.session import Session
 from schemas.arrow import arrow_schema, conform
 from schemas.caption import Caption
 from schemas.geometry import Rle
-from stages.base import fingerprint, with_digest
+from stages.base import with_digest
 from stages.masks import decode
 from stages.policy import load_policy
 from stages.shapes.clips import write_clips
@@ -34,6 +34,7 @@ from stages.yields import precision_recall, yield_table
 
 SPOILT_SHARE = 0.12
 _BEFORE_SCORES = ("ingest", "select", "refine", "chunk", "distill")
+_FROM_SCORES = ("score", "decide", "pack")
 _SPOILT_TASKS = ("brief", "detailed")
 
 
@@ -43,10 +44,11 @@ def run_demo(folder: Path, images: int, clips: int, seed: int, as_json: bool) ->
     config_path, photos = draw(folder, images, clips, seed)
     config = load_config(config_path)
     progress = None if as_json else Lines()
-    build(config, _BEFORE_SCORES, progress)
-    planted = plant(config, seed)
-    result = build(config, progress=progress)
-    now = open_corpus(config)
+    with session_of(config, progress) as session:
+        run_phases(session, _BEFORE_SCORES)
+        planted = plant(session, seed)
+        run_phases(session, _FROM_SCORES)
+    result, now = session.result, open_corpus(config)
     figures = {
         "seconds": round(time.monotonic() - began, 1),
         "config": str(config_path),
@@ -99,32 +101,31 @@ def draw(folder: Path, images: int, clips: int, seed: int) -> tuple[Path, Shapes
     return path, photos
 
 
-def plant(config: EngineConfig, seed: int) -> pl.DataFrame:
+def plant(session: Session, seed: int) -> pl.DataFrame:
     """Spoils a share of the captions as careless teachers would; returns `caption_key`, `defect` of the spoilt ones.
 
     A spoilt caption is committed as a further attempt at its row, so that the measured one stays below it.
     """
-    run = Run.open(config.run)
-    with run.writer("perceive demo") as writer:
-        now = open_corpus(config)
-        planted = []
-        for (task, language), step in now.distill.items():
-            good = step.rows.filter((pl.col("status") == "ok") & (pl.col("attempts") == 1))
-            if task not in _SPOILT_TASKS or not len(good):
-                continue
-            rows = []
-            for row in good.iter_rows(named=True):
-                text, defect = plant_caption_defect(row["text"], language, row["caption_key"], seed, SPOILT_SHARE)
-                if defect is not None:
-                    planted.append({"caption_key": row["caption_key"], "defect": str(defect)})
-                    rows.append({**row, "text": text, "attempts": 2, **_truncation(str(defect))})
-            done = step.rows.filter(pl.col("attempts") > 1)["caption_key"].to_list()
-            rows = [row for row in rows if row["caption_key"] not in done]
-            if rows:
-                frame = pl.DataFrame(rows, schema=step.rows.schema)
-                table = with_digest(conform(frame.to_arrow(), arrow_schema(Caption)), Caption)
-                writer.commit_table(step.stage.table, fingerprint(step.stage), table, "caption_key")
-        return pl.DataFrame(planted, schema={"caption_key": pl.Binary, "defect": pl.String})
+    planted = []
+    for (task, language), step in session.corpus().distill.items():
+        rows = []
+        for row in step.rows.filter(pl.col("status") == "ok").iter_rows(named=True) if task in _SPOILT_TASKS else ():
+            text, defect = plant_caption_defect(row["text"], language, row["caption_key"], seed, SPOILT_SHARE)
+            if defect is not None:
+                planted.append({"caption_key": row["caption_key"], "defect": str(defect)})
+                rows.append({**row, "text": text, "attempts": 2, **_truncation(str(defect))})
+        rows = [row for row, known in zip(rows, _spoilt_before(step.rows, rows), strict=True) if not known]
+        if rows:
+            frame = pl.DataFrame(rows, schema=step.rows.schema)
+            table = with_digest(conform(frame.to_arrow(), arrow_schema(Caption)), Caption)
+            session.writer.commit_table(step.stage.table, step.fingerprint, table, "caption_key")
+    return pl.DataFrame(planted, schema={"caption_key": pl.Binary, "defect": pl.String})
+
+
+def _spoilt_before(current: pl.DataFrame, rows: list[dict[str, Any]]) -> list[bool]:
+    """Whether each row has been spoilt by an earlier demo in this folder."""
+    done = set(current.filter(pl.col("attempts") > 1)["caption_key"].to_list())
+    return [row["caption_key"] in done for row in rows]
 
 
 def _truncation(defect: str) -> dict[str, str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from typing import Any
 
@@ -44,18 +45,30 @@ def build(
     `limit` bounds the units of each stage, `where` the regions (column to value); `retry` takes failed and blocked
     units again. Raises `LeaseHeld` while another build holds the run.
     """
+    with session_of(config, progress, limit, where, retry) as session:
+        run_phases(session, phases)
+    return session.result
+
+
+@contextmanager
+def session_of(
+    config: EngineConfig,
+    progress: Progress | None = None,
+    limit: int | None = None,
+    where: Mapping[str, str] | None = None,
+    retry: bool = False,
+) -> Iterator[Session]:
+    """Holds the run for a build made of `run_phases`; checks and logs the accounts at its end, like `build`."""
     live = config.runtime()
     run = Run.open(live.run, live.storage_options)
     with run.writer("perceive build", ttl_s=live.runner.lease_ttl_s) as writer:
         writer.store.write_durable(CONFIG_FILE, config_text(config))
         session = Session(live, writer, progress or Silent(), limit, where or {}, retry)
         try:
-            run_phases(session, phases)
+            yield session
         finally:
             session.close()
-        counts = balance(accounts(session.corpus()))
-        _log_run(session, counts)
-    return session.result
+        _log_run(session, balance(accounts(session.corpus())))
 
 
 def run_phases(session: Session, names: Sequence[str]) -> None:

@@ -29,6 +29,7 @@ from stages.base import StageContractError, TransientError, failed_rows
 
 log = logging.getLogger("perceive.runner")
 
+_START_TRIES = 4
 _DEATHS = (ActorDiedError, ActorUnavailableError, OutOfMemoryError, WorkerCrashedError)
 
 
@@ -90,15 +91,25 @@ class Cluster:
         """Connects, or starts Ray; does nothing when that has been done (by anybody in this process)."""
         if ray.is_initialized():
             return
-        os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # a busy laptop may need longer than 30 s
         root = str(Path(__file__).resolve().parents[1])
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         env = {"PYTHONPATH": path, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
         address = os.environ.get("RAY_ADDRESS")
         where: dict[str, Any] = {"address": address} if address else self._embedded()
-        ray.init(
-            **where, runtime_env={"env_vars": env}, logging_level=logging.ERROR, log_to_driver=self._config.worker_logs
-        )
+        for tries_left in reversed(range(_START_TRIES)):
+            try:
+                ray.init(
+                    **where,
+                    runtime_env={"env_vars": env},
+                    logging_level=logging.ERROR,
+                    log_to_driver=self._config.worker_logs,
+                )
+                break
+            except Exception as error:  # Ray has no type of its own for a node that is slow to start
+                if address or not tries_left or "timed out during startup" not in str(error):
+                    raise
+                log.warning("Ray was slow to start on this busy machine; starting it again")
+                ray.shutdown()
         self._mine = True
 
     def _embedded(self) -> dict[str, Any]:
