@@ -201,25 +201,25 @@ def read_log(store: Store) -> Log:
 def _read_once(store: Store, newest: str | None) -> Log:
     checkpoint = NO_CHECKPOINT if newest is None else read_checkpoint(store, newest)
     # Snapshots before commits: then every commit that a snapshot was written after is seen with it.
-    snapshots = _valid_snapshots(store, checkpoint)
+    snapshots, snapshot = _valid_snapshots(store, checkpoint)
     loose = [info.path for info in store.files(TABLES) if parse_commit_path(info.path)]
     known = {commit.path for commit in checkpoint.commits}
     later = [path for path in loose if path not in known and _epoch_of(path) >= checkpoint.epoch]
     read = [parse_commit(path, data) for path, data in zip(later, store.read_many(later), strict=True)]
     counting = [commit for commit in read if commit.order > (checkpoint.epoch, checkpoint.seq)]
     commits = sorted([*checkpoint.commits, *counting], key=lambda commit: commit.order)
-    newest_snapshot = snapshots[max(snapshots)] if snapshots else None
-    return Log(checkpoint, tuple(commits), tuple(sorted(snapshots)), newest_snapshot, tuple(loose))
+    return Log(checkpoint, tuple(commits), tuple(snapshots), snapshot, tuple(loose))
 
 
-def _valid_snapshots(store: Store, checkpoint: Checkpoint) -> dict[int, Snapshot]:
-    """The snapshots that count, by the rule of commits: those that the checkpoint lists, and those of its epoch on."""
-    found = {number: read_snapshot(store, path) for number, path in snapshot_files(store).items()}
-    return {
-        number: snapshot
-        for number, snapshot in found.items()
-        if number in checkpoint.snapshots or snapshot.epoch >= checkpoint.epoch
-    }
+def _valid_snapshots(store: Store, checkpoint: Checkpoint) -> tuple[list[int], Snapshot | None]:
+    """The snapshots that count, by the rule of commits (in the checkpoint, or of its epoch on), and the newest."""
+    files = snapshot_files(store)
+    later = {number: read_snapshot(store, files[number]) for number in files if number not in checkpoint.snapshots}
+    valid = sorted(n for n in files if n not in later or later[n].epoch >= checkpoint.epoch)
+    if not valid:
+        return [], None
+    newest = valid[-1]
+    return valid, later[newest] if newest in later else read_snapshot(store, files[newest])
 
 
 def _epoch_of(path: str) -> int:

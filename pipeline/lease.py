@@ -13,7 +13,6 @@ import os
 import re
 import socket
 import threading
-import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,15 +217,3 @@ def _process_start(pid: int) -> str | None:
         return None
     fields = stat.rpartition(")")[2].split()
     return None if fields[0] in ("Z", "X") else fields[19]  # a zombie writes no more
-
-
-def wait_for_release(store: Store, timeout_s: float, poll_s: float = 1.0) -> bool:
-    """Waits until no live driver holds the run; False if one still does after `timeout_s`."""
-    end = time.monotonic() + timeout_s
-    while True:
-        held = standing(store)
-        if held is None or not held.live:
-            return True
-        if time.monotonic() > end:
-            return False
-        time.sleep(poll_s)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -15,6 +14,7 @@ from pipeline.commits import INPUT_DIGEST, Commit, RunError
 from pipeline.snapshot import Snapshot, live, read_tombstones
 from pipeline.store import Store
 from schemas.base import SCHEMA_VERSION
+from schemas.keys import digest_value
 
 _INDEX = "__row"
 
@@ -31,7 +31,7 @@ class View:
     store: Store
     tables: Mapping[str, tuple[Commit, ...]]
     snapshot: Snapshot | None
-    _superseded: dict[Any, pl.Series] = field(default_factory=dict, repr=False, compare=False)
+    _superseded: dict[bytes, pl.Series] = field(default_factory=dict, repr=False, compare=False)
 
     def commits(self, table: str, fingerprint: Fingerprints = None) -> tuple[Commit, ...]:
         """The commits of a table with this fingerprint, or one of these; all of them for None."""
@@ -117,7 +117,7 @@ class View:
 
     def _superseded_rows(self, table: str, commits: Sequence[Commit]) -> pl.Series:
         """Row numbers, over the parts in commit order, of rows of which a later one has the same key and input."""
-        cached = tuple(commit.part.path for commit in commits)
+        cached = digest_value([commit.part.path for commit in commits])
         if cached not in self._superseded:
             on = [self.key_field(table), INPUT_DIGEST]
             keys = _scan(self.store, commits, None).select(on)

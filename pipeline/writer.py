@@ -63,6 +63,7 @@ class Writer:
         self._commits: list[Commit] = list(before.commits)
         self._snapshots: list[int] = list(before.snapshots)
         self._names: set[str] = set()
+        self._superseded: dict[bytes, pl.Series] = {}  # shared by all views, which find it by their parts
         self._seq = 0
         self._generation = 0
         self._uncertain: str | None = None
@@ -145,7 +146,7 @@ class Writer:
     def view(self) -> View:
         """What readers see now, this driver's commits included; reads nothing."""
         with self._lock:
-            return View(self.store, by_table(self._commits), self._snapshot)
+            return View(self.store, by_table(self._commits), self._snapshot, self._superseded)
 
     def sweep(self) -> list[str]:
         """Deletes what epochs before this one left and nothing names; returns the paths.
