@@ -10,9 +10,9 @@ import polars as pl
 
 from schemas.base import SCHEMA_VERSION
 from stages.pack.card import dataset_card
-from stages.pack.plan import PackPlan
+from stages.pack.plan import MEDIA_FOLDER, PackPlan
 from stages.pack.select import EXCLUDED_SCHEMA
-from stages.pack.tar import write_bytes
+from stages.pack.tar import sweep_unfinished, write_bytes
 
 MANIFEST = "manifest.json"
 
@@ -27,7 +27,8 @@ def finish_pack(
     """Writes `regions.parquet`, `<split>/index.json`, `README.md` and, last, `manifest.json`; returns the manifest.
 
     `root` is the run's folder, `packed` rows of the `packed` table (others than this plan's are ignored). Equal shards
-    give equal files: nothing of time or machine is in them.
+    give equal files: nothing of time or machine is in them. What killed writers
+    left of this plan is deleted, so nobody may be writing it any more.
 
     Raises `PackIncompleteError` where a planned shard has no row.
     """
@@ -41,6 +42,8 @@ def finish_pack(
             part = good.filter((pl.col("split") == split) & (pl.col("kind") == kind))
             if len(part):
                 files[f"{split}/{name}.json"] = _wids_index(part, split, plan.folder)
+    for folder in (plan.folder, MEDIA_FOLDER):
+        sweep_unfinished(f"{root.rstrip('/')}/{folder}", options)
     manifest = _manifest(plan, rows, index)
     files["README.md"] = dataset_card(manifest).encode()
     written = {name: write_bytes(f"{base}/{name}", data, options) for name, data in sorted(files.items())}

@@ -24,6 +24,7 @@ from stages.pack.records import PackUnit
 from stages.pack.select import exclusions, kept_captions
 from stages.pack.shards import cut, layout_digest, planned_media, record_bytes
 
+MEDIA_FOLDER = "media_shards"
 BODIES = ("media", "regions", "masks", "events", "captions")
 
 
@@ -212,7 +213,7 @@ def _units(
         rows.append({**base, "kind": kind, "shard": path, "shard_key": key, "input_digest": content})
         if config.layout == "split":
             content = digest_value({"settings": settings, "kind": "media", "samples": media_digests[start:end]})
-            path = f"media_shards/{shard['split']}/{shard['form']}-{keys[start].hex()[:8]}-{content.hex()[:16]}.tar"
+            path = f"{MEDIA_FOLDER}/{shard['split']}/{shard['form']}-{keys[start].hex()[:8]}-{content.hex()[:16]}.tar"
             key = digest_value({"shard": path})
             rows.append({**base, "kind": "media", "shard": path, "shard_key": key, "input_digest": content})
     rows = [{"pack_id": pack_id, "reuse_from": None, "reuse_sha256": None, "reuse_bytes": None, **row} for row in rows]

@@ -14,8 +14,10 @@ from typing import IO, Any
 
 import fsspec
 
+from stages.failpoints import failpoint
 from stages.pack.names import member_name
 
+_UNFINISHED = ".part"
 _BLOCK = 512
 _RECORD = 20 * _BLOCK
 
@@ -61,6 +63,7 @@ def write_tar(url: str, members: Iterable[tuple[bytes, str, bytes]], options: di
     with placed(url, options) as stream:
         writer = TarWriter(stream)
         for key, extension, data in members:
+            failpoint("pack.member")
             writer.add(key, extension, data)
         return writer.finish()
 
@@ -94,19 +97,34 @@ def placed(url: str, options: dict[str, Any] | None = None) -> Iterator[IO[bytes
 @contextmanager
 def _placed_locally(path: Path) -> Iterator[IO[bytes]]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=".", suffix=_UNFINISHED, dir=path.parent)
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb", buffering=1 << 20) as stream:
+            failpoint("pack.opened")
             yield stream
+            failpoint("pack.written")
             stream.flush()
             os.fsync(stream.fileno())
         temporary.chmod(0o644)
+        failpoint("pack.synced")
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    failpoint("pack.placed")
     sync_folder(path.parent)
+
+
+def sweep_unfinished(url: str, options: dict[str, Any] | None = None) -> int:
+    """Deletes what killed writers left below a local folder; returns how many files. Nobody may be writing there."""
+    filesystem, path = fsspec.core.url_to_fs(url, **(options or {}))
+    if "file" not in filesystem.protocol:
+        return 0
+    left = list(Path(path).rglob(f".*{_UNFINISHED}"))
+    for file in left:
+        file.unlink(missing_ok=True)
+    return len(left)
 
 
 def link_or_copy(source: str, target: str, options: dict[str, Any] | None = None) -> bool:
@@ -123,9 +141,10 @@ def link_or_copy(source: str, target: str, options: dict[str, Any] | None = None
         return True
     destination = Path(wanted)
     destination.parent.mkdir(parents=True, exist_ok=True)
-    temporary = destination.with_name(f".{destination.name}.{os.getpid()}.part")
+    temporary = destination.with_name(f".{destination.name}.{os.getpid()}{_UNFINISHED}")
     temporary.unlink(missing_ok=True)
     os.link(path, temporary)
+    failpoint("pack.linked")
     temporary.replace(destination)
     temporary.unlink(missing_ok=True)  # rename of two names of one file leaves both
     sync_folder(destination.parent)
