@@ -99,6 +99,11 @@ def _hit(check: Check, bounds: list[dict[str, float] | None], frame: pl.DataFram
         hit = pl.repeat(None, len(frame), dtype=pl.Boolean)
     else:
         score = pl.col(check.column).cast(pl.Float64)
+        if check.rank_by:
+            if absent := [name for name in check.rank_by if name not in frame.columns]:
+                raise PolicyError(f"check {check.reason!r} ranks by {', '.join(absent)}, which captions do not have")
+            place = (score.rank("average") - 1) / (score.count() - 1)
+            score = pl.when(score.is_not_null()).then(place.over(check.rank_by).fill_nan(1.0))
         tests = {"min": pl.Expr.lt, "max": pl.Expr.gt, "above": pl.Expr.le, "below": pl.Expr.ge}
         outside = []
         for name, test in tests.items():

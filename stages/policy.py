@@ -74,7 +74,8 @@ class Check(Bounds):
 
     `on_null` says what a score that did not run does. `action: flag` records the reason and keeps the caption.
     `repair` says that `rescue` may put the caption right, by asking the teacher again or by stripping its opener.
-    Of several overrides that match, the last one wins.
+    Of several overrides that match, the last one wins. `rank_by` bounds not the score but its place among the scores
+    of captions that are equal in these columns, from 0 (lowest) to 1: scores of image-text models differ by class.
     """
 
     reason: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
@@ -82,6 +83,7 @@ class Check(Bounds):
     about: str = ""
     only: Scope = Scope()
     overrides: tuple[Override, ...] = ()
+    rank_by: Names = ()
     on_null: Literal["pass", "fail"] = "pass"
     action: Action = "drop"
     repair: Repair | None = None

@@ -9,10 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
-from datasketch import MinHash, MinHashLSH
 from pydantic import BaseModel, ConfigDict, Field
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from schemas.arrow import arrow_schema, conform
 from schemas.caption import Task
@@ -117,6 +114,11 @@ def near_groups(
     texts: pl.Series, language: str, config: DuplicatesConfig
 ) -> tuple[Ints, npt.NDArray[np.float64] | list[float | None]]:
     """The group number of each text, and its estimated similarity to the nearest earlier text found (null: none)."""
+    # Imported here: scipy's solvers, which datasketch loads, cost every command line seconds.
+    from datasketch import MinHashLSH
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
     signatures = np.concatenate([*_signatures(texts, language, config)]) if len(texts) else _no_signatures(config)
     lsh = MinHashLSH(threshold=config.threshold, num_perm=config.permutations)
     one, two = _candidates(signatures, lsh.b, lsh.r)
@@ -141,6 +143,8 @@ def _no_signatures(config: DuplicatesConfig) -> Signatures:
 
 
 def _signatures(texts: pl.Series, language: str, config: DuplicatesConfig) -> Iterator[Signatures]:
+    from datasketch import MinHash
+
     for start in range(0, len(texts), _SLICE):
         shingles = _shingles(texts.slice(start, _SLICE), language)
         hashes = MinHash.generator(shingles, num_perm=config.permutations, seed=1 + config.seed, hashfunc=int)

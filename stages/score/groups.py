@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,22 +12,32 @@ from schemas.base import Row
 from stages.base import Stage
 from stages.score.base import ScoreStage, score_columns
 from stages.score.duplicates import CorpusScores, DuplicatesConfig
+from stages.score.embeddings import EmbeddingStage
+from stages.score.encoder import EmbeddingsConfig, ModelConfig
 from stages.score.mask import MaskStage
 from stages.score.pixels import PixelStage
+from stages.score.similarity import CropStage, GroundingStage
 from stages.score.target import TargetStage
 from stages.score.text import TextStage
 
-GROUPS: tuple[type[ScoreStage], ...] = (TextStage, MaskStage, TargetStage, PixelStage)
+GROUPS: tuple[type[ScoreStage], ...] = (
+    TextStage, MaskStage, TargetStage, PixelStage, EmbeddingStage, CropStage, GroundingStage,
+)  # fmt: skip
+ALWAYS = ("text", "mask", "target", "pixels")
 
 
 class ScoreConfig(BaseModel):
     """Which rules score captions. Rules over text, masks and pixels are cheap and always run; the others are off.
 
-    `duplicates` compares the captions of the whole corpus with each other (`stages.score.duplicates`).
+    `embeddings` is the sentence encoder of rules 9 and 19, `crops` a CLIP or SigLIP model for rule 13, `grounding` an
+    open-vocabulary detector for rule 14; `duplicates` compares the captions of the whole corpus with each other.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    embeddings: EmbeddingsConfig | None = None
+    crops: ModelConfig | None = None
+    grounding: ModelConfig | None = None
     duplicates: DuplicatesConfig | None = None
 
 
@@ -41,20 +51,31 @@ class Column:
 
 def active_groups(config: ScoreConfig) -> tuple[str, ...]:
     """The groups that this configuration runs."""
-    return tuple(stage.group for stage in GROUPS)
+    optional = {"embeddings": config.embeddings, "crops": config.crops, "grounding": config.grounding}
+    return ALWAYS + tuple(name for name, given in optional.items() if given is not None)
 
 
 def build_score(group: str, config: ScoreConfig, storage_options: Mapping[str, Any] | None = None) -> Stage:
-    """The stage of one group. Raises `ValueError` for a group that does not exist."""
-    makers: dict[str, Callable[[], Stage]] = {
-        TextStage.group: TextStage,
-        MaskStage.group: MaskStage,
-        TargetStage.group: TargetStage,
-        PixelStage.group: lambda: PixelStage(storage_options),
-    }
-    if group not in makers:
-        raise ValueError(f"there is no rule group {group!r}; there are {', '.join(makers)}")
-    return makers[group]()
+    """The stage of one group. Raises `ValueError` for a group that does not exist or is not configured."""
+    match group:
+        case "text":
+            return TextStage()
+        case "mask":
+            return MaskStage()
+        case "target":
+            return TargetStage()
+        case "pixels":
+            return PixelStage(storage_options)
+        case "embeddings" if config.embeddings is not None:
+            return EmbeddingStage(config.embeddings)
+        case "crops" if config.crops is not None:
+            return CropStage(config.crops, storage_options)
+        case "grounding" if config.grounding is not None:
+            return GroundingStage(config.grounding, storage_options)
+    known = [stage.group for stage in GROUPS]
+    if group in known:
+        raise ValueError(f"rule group {group!r} is off: configure score.{group}")
+    raise ValueError(f"there is no rule group {group!r}; there are {', '.join(known)}")
 
 
 def all_columns() -> dict[str, Column]:

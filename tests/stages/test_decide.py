@@ -130,6 +130,19 @@ def test_an_override_may_bound_another_side_where_others_stay_open() -> None:
     assert decide(frame, policy(check))["status"].to_list() == ["ok", "filtered", "filtered"]
 
 
+def test_a_rank_is_a_place_within_a_class() -> None:
+    frame = captions(
+        [{"words": n, "source_label": "dog"} for n in (10, 20, 30, 40, 50)]
+        + [{"words": n, "source_label": "cat"} for n in (1, 2, 3)]
+        + [{"words": 9, "source_label": "lone"}, {"words": None, "source_label": "dog"}]
+    )
+    check = {"reason": "low", "column": "words", "rank_by": ["source_label"], "min": 0.2}
+    dropped = frame.filter(decide(frame, policy(check))["status"] == "filtered")
+    assert sorted(dropped["words"].to_list()) == [1, 10]
+    with pytest.raises(PolicyError, match="nosuch"):
+        decide(frame, policy({**check, "rank_by": ["nosuch"]}))
+
+
 def test_flags_are_recorded_and_kept() -> None:
     decided = decide(captions([{"words": 3, "mark_hits": 0}, {"words": 3, "mark_hits": 1}]),
                      policy({**STUB, "action": "flag"}, MARKS))  # fmt: skip
