@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,30 +52,61 @@ class Masklet:
         return Masklet(self.width, self.height, *(getattr(self, name)[chosen] for name in names))
 
 
-def read_masklets(frames: pa.Array | pa.ChunkedArray, widths: list[int], heights: list[int]) -> list[Masklet | str]:
-    """The masklets of a column of `list<FrameMask>`, or for one that cannot be read the reason why.
+@dataclass(frozen=True)
+class Timeline:
+    """All frames of a masklet in order: source indices, presentation times, and whether the target has a mask there."""
 
-    Works on whole columns; no Python object is made for a frame. Frames are sorted by their index.
+    frame: Ints
+    time_s: Floats
+    visible: Bools
+
+
+Read = tuple[Timeline, Masklet]
+
+
+def read_masklets(
+    frames: pa.Array | pa.ChunkedArray, widths: Sequence[int], heights: Sequence[int], max_fps: float, max_samples: int
+) -> list[Read | str]:
+    """Each masklet of a column of `list<FrameMask>`, measured at `max_fps` and on `max_samples` frames at most.
+
+    One that cannot be read gives the reason why. Works on whole columns; no Python object is made for a frame.
     """
     column = frames.combine_chunks() if isinstance(frames, pa.ChunkedArray) else frames
     sizes = np.asarray(pc.fill_null(pc.list_value_length(column), 0))
-    try:
-        parts = _measure(column.flatten(), np.repeat(heights, sizes), np.repeat(widths, sizes))
-    except ValueError as error:
-        if len(column) == 1:
-            return [str(error)]
-        singles = [column.slice(i, 1) for i in range(len(column))]
-        return [read_masklets(one, [w], [h])[0] for one, w, h in zip(singles, widths, heights, strict=True)]
-    stops = np.cumsum(sizes)
-    found: list[Masklet | str] = []
-    for stop, size, width, height in zip(stops.tolist(), sizes.tolist(), widths, heights, strict=True):
-        if size == 0:
+    values = column.flatten()
+    frame, time_s = (np.asarray(pc.struct_field(values, name)) for name in ("frame_index", "time_s"))
+    masked = np.asarray(pc.is_valid(pc.struct_field(values, "mask")))
+    visible = np.asarray(pc.fill_null(pc.struct_field(values, "visible"), False)).astype(bool) & masked
+    rows, taken = [], []
+    start = 0
+    for size in sizes.tolist():
+        order = start + np.argsort(frame[start : start + size], kind="stable")
+        rows.append(order)
+        taken.append(order[sample_places(time_s[order], max_fps, max_samples)])
+        start += size
+    measured = _measured(values, visible, taken, widths, heights)
+    found: list[Read | str] = []
+    for i, (order, columns) in enumerate(zip(rows, measured, strict=True)):
+        if not len(order):
             found.append("the masklet has no frames")
-            continue
-        mine = [part[stop - size : stop] for part in parts]
-        order = np.argsort(mine[0], kind="stable")
-        found.append(Masklet(width, height, *(part[order] for part in mine)))
+        elif isinstance(columns, str):
+            found.append(columns)
+        else:
+            part = frame[taken[i]], time_s[taken[i]]
+            whole = Timeline(frame[order], time_s[order], visible[order])
+            found.append((whole, Masklet(widths[i], heights[i], *part, *columns)))
     return found
+
+
+def sample_places(time_s: Floats, max_fps: float, max_samples: int) -> Ints:
+    """Which of a masklet's frames are measured: every k-th and the last."""
+    count = len(time_s)
+    length = float(time_s[-1] - time_s[0]) if count else 0.0
+    wanted = min(count, max_samples, int(np.ceil(length * max_fps)) + 1)
+    if wanted >= count:
+        return np.arange(count)
+    step = int(np.ceil((count - 1) / max(1, wanted - 1)))
+    return np.unique(np.append(np.arange(0, count, step), count - 1))
 
 
 def turns(masklet: Masklet) -> tuple[Floats, bool]:
@@ -92,33 +124,43 @@ def turns(masklet: Masklet) -> tuple[Floats, bool]:
     return angle, True
 
 
-def _measure(values: Any, heights: Ints, widths: Ints) -> list[Any]:
-    """The columns of `Masklet`, over the frames of all masklets."""
-    frame = np.asarray(pc.struct_field(values, "frame_index"))
-    time_s = np.asarray(pc.struct_field(values, "time_s"))
-    visible = np.asarray(pc.fill_null(pc.struct_field(values, "visible"), False)).astype(bool)
-    mask = pc.struct_field(values, "mask")
-    has = np.asarray(pc.is_valid(mask)) & visible
-    rows = np.flatnonzero(has)
-    coded = pc.struct_field(mask, "counts").take(pa.array(rows))
-    size = np.asarray(pc.list_flatten(pc.struct_field(mask, "size").take(pa.array(rows)))).reshape(-1, 2)
-    found = moments(coded, size[:, 0], size[:, 1])
+def _measured(
+    values: Any, visible: Bools, taken: list[Ints], widths: Sequence[int], heights: Sequence[int]
+) -> list[list[Any] | str]:
+    """The columns of each `Masklet` behind its frames and times; one by one where a mask is broken, to name whose."""
+    sizes = [len(rows) for rows in taken]
+    chosen = np.concatenate([*taken, np.zeros(0, np.int64)])
+    try:
+        columns = _measure(values, visible, chosen, np.repeat(heights, sizes), np.repeat(widths, sizes))
+    except ValueError as error:
+        if len(taken) == 1:
+            return [str(error)]
+        each = zip(taken, widths, heights, strict=True)
+        return [_measured(values, visible, [rows], [width], [height])[0] for rows, width, height in each]
+    cuts = np.cumsum(sizes)[:-1]
+    return [list(mine) for mine in zip(*(np.split(column, cuts) for column in columns), strict=True)]
+
+
+def _measure(values: Any, visible: Bools, chosen: Ints, heights: Ints, widths: Ints) -> list[Any]:
+    """Visibility and moments on the chosen frames."""
+    place = np.flatnonzero(visible[chosen])
+    mask = pc.struct_field(values, "mask").take(pa.array(chosen[place]))
+    size = np.asarray(pc.list_flatten(pc.struct_field(mask, "size"))).reshape(-1, 2)
+    found = moments(pc.struct_field(mask, "counts"), size[:, 0], size[:, 1])
     # A mask may be coded at another size than the frame's (segmenters at work size): all is scaled to the frame.
-    sx, sy = widths[rows] / np.maximum(size[:, 1], 1), heights[rows] / np.maximum(size[:, 0], 1)
-    count = len(frame)
+    sx, sy = widths[place] / np.maximum(size[:, 1], 1), heights[place] / np.maximum(size[:, 0], 1)
+    count = len(chosen)
     seen = np.zeros(count, bool)
-    seen[rows] = found.area > 0
+    seen[place] = found.area > 0
     phase, strength = _orders(found)
     return [
-        frame,
-        time_s,
         seen,
-        _spread(found.x * sx, rows, count),
-        _spread(found.y * sy, rows, count),
-        _spread(found.box * np.stack([sx, sy, sx, sy], 1), rows, count),
-        _spread(found.area * sx * sy, rows, count),
-        _spread(phase, rows, count),
-        _spread(strength, rows, count),
+        _spread(found.x * sx, place, count),
+        _spread(found.y * sy, place, count),
+        _spread(found.box * np.stack([sx, sy, sx, sy], 1), place, count),
+        _spread(found.area * sx * sy, place, count),
+        _spread(phase, place, count),
+        _spread(strength, place, count),
     ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,14 +10,15 @@ import numpy as np
 
 from stages.chunk.config import ChunkConfig, MotionConfig
 from stages.chunk.features import Masklet, turns
-from stages.chunk.segment import Line, Track, crossing, fit, segment
+from stages.chunk.segment import Lines, Track, crossings, fit, segment
 from stages.chunk.spans import Span, absences, merged
 from stages.chunk.words import direction
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
-PLACE, SCALE, TURN, COLOUR = slice(0, 2), 2, 3, slice(4, 7)
+PLACE, COLOUR = slice(0, 2), slice(4, 7)
+"""Of the features x, y, log size, turn and, where pixels are read, L, a, b."""
 _MIN_SPEED = 0.01
 """Of the diagonal a second: slower is drift, not motion."""
 
@@ -44,17 +44,6 @@ class _Stretch:
     start_s: float
     end_s: float
     masklet: Masklet
-
-
-def sampled(masklet: Masklet, config: MotionConfig) -> Masklet:
-    """The masklet at `max_fps` at most, and on `max_samples` frames at most; first and last are kept."""
-    count = len(masklet.time_s)
-    length = float(masklet.time_s[-1] - masklet.time_s[0])
-    wanted = min(count, config.max_samples, int(np.ceil(length * config.max_fps)) + 1)
-    if wanted >= count:
-        return masklet
-    step = int(np.ceil((count - 1) / max(1, wanted - 1)))
-    return masklet.take(np.unique(np.append(np.arange(0, count, step), count - 1)))
 
 
 def motion_spans(
@@ -182,45 +171,43 @@ def _told(stretch: _Stretch, cuts: list[int], config: ChunkConfig) -> list[Span]
     """The stretch's spans with their words; cuts are moved to where the lines on their two sides meet."""
     lines = fit(stretch.track, cuts)
     times = stretch.track.times
-    edges = [stretch.start_s]
-    for before, after in itertools.pairwise(lines):
-        i = after.first
-        lowest, highest = float(times[max(i - 2, 0)]), float(times[min(i + 1, len(times) - 1)])
-        met = crossing(before, after, lowest, highest)
-        edges.append(float(times[i - 1] + times[i]) / 2 if met is None else met)
-    edges.append(stretch.end_s)
+    after = lines.first[1:]
+    met = crossings(lines, times[np.maximum(after - 2, 0)], times[np.minimum(after + 1, len(times) - 1)])
+    edges = np.concatenate(([stretch.start_s], np.maximum.accumulate(met), [stretch.end_s]))
+    changes = lines.slope * stretch.noise * np.diff(edges)[:, None]
+    wandering = _wandering(lines, stretch)
     spans = [
-        _span(line, stretch, start, end, config.motion)
-        for line, start, end in zip(lines, edges, edges[1:], strict=False)
+        _span(start, end, change, float(spread), config.motion)
+        for start, end, change, spread in zip(edges.tolist(), edges[1:].tolist(), changes, wandering, strict=False)
     ]
     return merged(spans) if config.merge else spans
 
 
-def _span(line: Line, stretch: _Stretch, start_s: float, end_s: float, config: MotionConfig) -> Span:
-    length = end_s - start_s
-    change = line.slope * stretch.noise * length
-    dx, dy = float(change[0]), float(change[1])
+def _span(start_s: float, end_s: float, change: Floats, wandering: float, config: MotionConfig) -> Span:
+    dx, dy, scale, turn = change[:4].tolist()
     distance = float(np.hypot(dx, dy))
     words = []
-    if distance >= config.move and distance >= _MIN_SPEED * length:
+    if distance >= config.move and distance >= _MIN_SPEED * (end_s - start_s):
         words.append(f"moving {direction(dx, dy)}")
-    elif _wanders(line, stretch) >= config.move:
+    elif wandering >= config.move:
         words.append("moving about")
-    if abs(change[SCALE]) >= config.scale:
-        words.append("growing" if change[SCALE] > 0 else "shrinking")
-    if abs(change[TURN]) >= config.turn:
+    if abs(scale) >= config.scale:
+        words.append("growing" if scale > 0 else "shrinking")
+    if abs(turn) >= config.turn:
         words.append("turning")
     if len(change) > 4 and float(np.linalg.norm(change[COLOUR])) >= config.colour:
         words.append("changing colour")
     return Span(start_s, end_s, motion=", ".join(words) or "still", displacement=distance)
 
 
-def _wanders(line: Line, stretch: _Stretch) -> float:
-    """The spread of the place around its line, in fractions of the diagonal."""
-    rows = slice(line.first, line.last)
-    expected = line.offset[PLACE] + line.slope[PLACE] * stretch.track.times[rows, None]
-    gap = (stretch.track.values[rows, PLACE] - expected) * stretch.noise[PLACE]
-    return float(np.sqrt((gap**2).sum(1).mean()))
+def _wandering(lines: Lines, stretch: _Stretch) -> Floats:
+    """For each line the spread of the place around it, in fractions of the diagonal."""
+    count = len(stretch.track.times)
+    line = np.repeat(np.arange(len(lines.first)), np.diff(np.append(lines.first, count)))
+    expected = lines.offset[line, PLACE] + lines.slope[line, PLACE] * stretch.track.times[:, None]
+    gap = (stretch.track.values[:, PLACE] - expected) * stretch.noise[PLACE]
+    spread: Floats = np.sqrt(np.add.reduceat((gap**2).sum(1), lines.first) / np.bincount(line))
+    return spread
 
 
 def _passages(spans: list[Span], stretches: list[_Stretch]) -> list[Span]:

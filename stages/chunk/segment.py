@@ -1,9 +1,9 @@
 """Exact segmentation of many tracks at once into stretches of straight-line motion.
 
-Optimal partitioning (B. Jackson et al., IEEE Signal Processing Letters 12, 2005; PELT, R. Killick et al., JASA 107,
-2012, is the same optimum with pruning). The cost of a stretch is the weighted squared error of one straight line in
-time a feature, and every stretch costs `penalty` more. Tracks are padded to one length, so that each step of the
-dynamic programme is a few NumPy operations for all of them.
+Optimal partitioning (B. Jackson et al., IEEE Signal Processing Letters 12, 2005) with the pruning of PELT (R. Killick
+et al., JASA 107, 2012), done for many tracks at once. The cost of a stretch is the weighted squared error of one
+straight line in time a feature, and every stretch costs `penalty` more. Tracks are padded to one length, so that each
+step of the dynamic programme is a few NumPy operations for all of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import numpy as np
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
-_BATCH_CELLS = 1 << 16
+_BATCH_CELLS = 1 << 14
+"""Samples times features that are worked on together: the sums over them stay in a core's cache."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,10 @@ class Track:
 
 
 @dataclass(frozen=True)
-class Line:
-    """The straight line of one stretch, first sample inclusive, last exclusive: value = offset + slope * time (d)."""
+class Lines:
+    """The lines of a track's m stretches: `offset` + `slope` * time, both (m, d), from sample `first` (m) on."""
 
-    first: int
-    last: int
+    first: Ints
     offset: Floats
     slope: Floats
 
@@ -52,30 +52,30 @@ def segment(tracks: list[Track], penalty: float, min_samples: int) -> list[list[
     return found
 
 
-def fit(track: Track, cuts: list[int]) -> list[Line]:
+def fit(track: Track, cuts: list[int]) -> Lines:
     """The lines of a track's stretches; a feature without two weighted samples is flat at its mean, or at 0."""
-    lines = []
-    for first, last in zip(cuts, [*cuts[1:], len(track.times)], strict=True):
-        t, x, w = track.times[first:last, None], track.values[first:last], track.weights[first:last]
-        total = np.maximum(w.sum(0), 1e-12)
-        mean_t, mean_x = (w * t).sum(0) / total, (w * x).sum(0) / total
-        spread = (w * (t - mean_t) ** 2).sum(0)
-        slope = np.where(spread > 1e-9, (w * (t - mean_t) * (x - mean_x)).sum(0) / np.maximum(spread, 1e-9), 0.0)
-        lines.append(Line(first, last, mean_x - slope * mean_t, slope))
-    return lines
+    first = np.asarray(cuts, np.int64)
+    times = track.times[:, None] - track.times[0]
+    w, x = track.weights, track.values
+    weight, wt, wtt, wx, wtx = (
+        np.add.reduceat(term, first, axis=0) for term in (w, w * times, w * times * times, w * x, w * times * x)
+    )
+    total = np.maximum(weight, 1e-12)
+    spread = wtt - wt * wt / total
+    slope = np.where(spread > 1e-9, (wtx - wt * wx / total) / np.maximum(spread, 1e-9), 0.0)
+    return Lines(first, (wx - slope * wt) / total - slope * track.times[0], slope)
 
 
-def crossing(before: Line, after: Line, lowest: float, highest: float) -> float | None:
-    """The moment at which two neighbouring lines meet best (least squares over the features), within bounds.
+def crossings(lines: Lines, lowest: Floats, highest: Floats) -> Floats:
+    """The moments (m - 1) at which neighbouring lines meet best (least squares over the features), within bounds.
 
-    None where no feature changes its slope: the lines do not cross.
+    Halfway between the bounds where no feature changes its slope: such lines do not cross.
     """
-    change = after.slope - before.slope
-    weight = float((change**2).sum())
-    if weight < 1e-9:
-        return None
-    moment = float((change * (before.offset - after.offset)).sum()) / weight
-    return min(max(moment, lowest), highest)
+    change = np.diff(lines.slope, axis=0)
+    weight = (change**2).sum(1)
+    moment = -(change * np.diff(lines.offset, axis=0)).sum(1) / np.maximum(weight, 1e-9)
+    met: Floats = np.where(weight < 1e-9, (lowest + highest) / 2, np.clip(moment, lowest, highest))
+    return met
 
 
 def _segment_batch(tracks: list[Track], penalty: float, min_samples: int) -> list[list[int]]:
@@ -92,11 +92,17 @@ def _segment_batch(tracks: list[Track], penalty: float, min_samples: int) -> lis
     best = np.full((count, longest + 1), np.inf)
     best[:, 0] = -penalty
     came = np.zeros((count, longest + 1), np.int64)
+    lengths = np.array([len(track.times) for track in tracks])
+    lowest = np.zeros(longest + min_samples + 1, np.int64)
     for end in range(min_samples, longest + 1):
-        starts = slice(0, end - min_samples + 1)
-        total = best[:, starts] + _line_cost(sums[:, :, end, None] - sums[:, :, starts]) + penalty
-        came[:, end] = total.argmin(1)
-        best[:, end] = np.take_along_axis(total, came[:, end, None], 1)[:, 0]
+        low = lowest[end] = max(lowest[end], lowest[end - 1])
+        starts = slice(low, end - min_samples + 1)
+        total = best[:, starts] + _line_cost(sums[:, :, end, None] - sums[:, :, starts])
+        came[:, end] = total.argmin(1) + low
+        best[:, end] = total.min(1) + penalty
+        # PELT: a start that is already dearer than a cut here never wins once a stretch fits behind the cut.
+        alive = ((total <= best[:, end, None]) & (lengths >= end)[:, None]).any(0)
+        lowest[end + min_samples] = low + (int(alive.argmax()) if alive.any() else 0)
     return [_trace(came[row], len(track.times), min_samples) for row, track in enumerate(tracks)]
 
 

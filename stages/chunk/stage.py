@@ -17,9 +17,9 @@ from schemas.keys import digest_value
 from stages.base import Stage, UnitError
 from stages.chunk import spans as rules
 from stages.chunk.config import ChunkConfig
-from stages.chunk.features import Masklet, read_masklets
+from stages.chunk.features import Masklet, Read, Timeline, read_masklets
 from stages.chunk.file import load_spans, spans_for
-from stages.chunk.motion import Look, motion_spans, sampled
+from stages.chunk.motion import Look, motion_spans
 from stages.chunk.pixels import SmallFrames, look_at
 from stages.chunk.shots import shot_starts
 from stages.chunk.spans import Span
@@ -78,18 +78,19 @@ class ChunkStage(Stage):
 
     def process(self, units: pa.Table) -> Iterator[pa.Table]:
         plain = units.select([name for name in units.column_names if name != "frames"]).to_pylist()
-        read = read_masklets(units["frames"], [u["width"] for u in plain], [u["height"] for u in plain])
+        sizes = [u["width"] for u in plain], [u["height"] for u in plain]
+        limits = self.config.motion.max_fps, self.config.motion.max_samples
+        read = read_masklets(units["frames"], *sizes, *limits)
         events: list[Event] = []
         ready: list[int] = []
         looks: list[Look | None] = []
-        whole: list[Masklet] = []
-        for i, masklet in enumerate(read):
+        whole: list[Read] = []
+        for i, found in enumerate(read):
             try:
-                checked = _usable(masklet)
-                taken = sampled(checked, self.config.motion)
-                looks.append(self._look(plain[i], taken, units["frames"], i))
+                usable = _usable(found)
+                looks.append(self._look(plain[i], usable[1], units["frames"], i))
                 ready.append(i)
-                whole.append(checked)
+                whole.append(usable)
             except UnitError as error:
                 events.append(_refused(plain[i], self.config, error))
         if ready:
@@ -109,28 +110,27 @@ class ChunkStage(Stage):
         }
         return look_at(taken, [masks.get(index) for index in taken.frame.tolist()], small)
 
-    def _events(self, units: list[dict[str, Any]], masklets: list[Masklet], looks: list[Look | None]) -> list[Event]:
+    def _events(self, units: list[dict[str, Any]], read: list[Read], looks: list[Look | None]) -> list[Event]:
         config = self.config
-        ends = [_end_s(unit, masklet) for unit, masklet in zip(units, masklets, strict=True)]
-        taken = [sampled(masklet, config.motion) for masklet in masklets]
-        measured = motion_spans(taken, looks, ends, config)
+        ends = [_end_s(unit, whole) for unit, (whole, _) in zip(units, read, strict=True)]
+        measured = motion_spans([masklet for _, masklet in read], looks, ends, config)
         events: list[Event] = []
-        for unit, masklet, end, spans in zip(units, masklets, ends, measured, strict=True):
+        for unit, (whole, _), end, spans in zip(units, read, ends, measured, strict=True):
             try:
-                proposed, note = self._proposed(unit, masklet, end, spans)
+                proposed, note = self._proposed(unit, whole, end, spans)
             except UnitError as error:
                 events.append(_refused(unit, config, error))
                 continue
             kept = rules.lengths(proposed, config.min_s, config.max_s)
-            events += [_event(unit, masklet, kept, i, config, note) for i in range(len(kept))]
+            events += _told(unit, whole, kept, config, note)
         return events
 
     def _proposed(
-        self, unit: Mapping[str, Any], masklet: Masklet, end_s: float, measured: list[Span]
+        self, unit: Mapping[str, Any], whole: Timeline, end_s: float, measured: list[Span]
     ) -> tuple[list[Span], str | None]:
         """The back end's spans with absences and motion words, and what was mended in them."""
         backend = self.config.backend
-        start_s = float(masklet.time_s[0])
+        start_s = float(whole.time_s[0])
         notes: list[str] = []
         if backend == "motion":
             return measured, None
@@ -156,16 +156,16 @@ def build_chunk(config: ChunkConfig) -> ChunkStage:
     return ChunkStage(config)
 
 
-def _usable(masklet: Masklet | str) -> Masklet:
-    if isinstance(masklet, str):
-        reason = "empty_masklet" if masklet.endswith("no frames") else "invalid_mask"
-        raise UnitError(reason, masklet)
-    if not masklet.visible.any():
+def _usable(found: Read | str) -> Read:
+    if isinstance(found, str):
+        reason = "empty_masklet" if found.endswith("no frames") else "invalid_mask"
+        raise UnitError(reason, found)
+    if not found[1].visible.any():
         raise UnitError("never_visible", "the target is visible on no frame of its masklet")
-    return masklet
+    return found
 
 
-def _end_s(unit: Mapping[str, Any], masklet: Masklet) -> float:
+def _end_s(unit: Mapping[str, Any], masklet: Timeline) -> float:
     """The masklet's end: one step after its last frame, within the video's duration where that is known."""
     times = masklet.time_s
     step = float(np.median(np.diff(times))) if len(times) > 1 else 1.0 / (unit["fps"] or 1.0)
@@ -174,38 +174,42 @@ def _end_s(unit: Mapping[str, Any], masklet: Masklet) -> float:
     return min(end, duration) if duration and duration > float(times[-1]) else end
 
 
-def _event(
-    unit: Mapping[str, Any], masklet: Masklet, spans: list[Span], index: int, config: ChunkConfig, note: str | None
-) -> Event:
-    span = spans[index]
-    last = len(spans) - 1
-    start = _frame_at(masklet, span.start_s)
-    end = int(masklet.frame[-1]) if index == last else max(start, _frame_at(masklet, span.end_s) - 1)
-    inside = (masklet.frame >= start) & (masklet.frame <= end)
-    share = float(masklet.visible[inside].mean()) if inside.any() else float(not span.absent)
-    return Event(
-        event_key=_event_key(unit["region_key"], index),
-        region_key=unit["region_key"],
-        media_key=unit["media_key"],
-        event_index=index,
-        num_events=len(spans),
-        start_frame=start,
-        end_frame=end,
-        start_s=span.start_s,
-        end_s=span.end_s,
-        visible_share=share,
-        absent=span.absent,
-        motion=span.motion,
-        displacement=span.displacement,
-        backend=config.backend,
-        message=note,
-        input_digest=unit["input_digest"],
-    )
-
-
-def _frame_at(masklet: Masklet, time_s: float) -> int:
-    """The first source frame shown at or after a moment; between the masklet's frames the time runs evenly."""
-    return int(np.ceil(np.interp(time_s, masklet.time_s, masklet.frame) - 1e-6))
+def _told(
+    unit: Mapping[str, Any], masklet: Timeline, spans: list[Span], config: ChunkConfig, note: str | None
+) -> list[Event]:
+    """The rows of a unit's spans; frames inclusive at both ends, from the first shown at or after a span's start."""
+    edges = np.array([span.start_s for span in spans])
+    starts = np.ceil(np.interp(edges, masklet.time_s, masklet.frame) - 1e-6).astype(int)
+    ends = np.maximum(starts, np.append(starts[1:] - 1, masklet.frame[-1]))
+    low, high = np.searchsorted(masklet.frame, starts, "left"), np.searchsorted(masklet.frame, ends, "right")
+    seen = np.concatenate(([0], np.cumsum(masklet.visible)))
+    shares = [
+        float(seen[b] - seen[a]) / float(b - a) if b > a else float(not span.absent)
+        for span, a, b in zip(spans, low, high, strict=True)
+    ]
+    return [
+        Event(
+            event_key=_event_key(unit["region_key"], index),
+            region_key=unit["region_key"],
+            media_key=unit["media_key"],
+            event_index=index,
+            num_events=len(spans),
+            start_frame=start,
+            end_frame=end,
+            start_s=span.start_s,
+            end_s=span.end_s,
+            visible_share=share,
+            absent=span.absent,
+            motion=span.motion,
+            displacement=span.displacement,
+            backend=config.backend,
+            message=note,
+            input_digest=unit["input_digest"],
+        )
+        for index, (span, start, end, share) in enumerate(
+            zip(spans, starts.tolist(), ends.tolist(), shares, strict=True)
+        )
+    ]
 
 
 def _refused(unit: Mapping[str, Any], config: ChunkConfig, error: UnitError) -> Event:

@@ -1,4 +1,4 @@
-"""The logic of a streaming chain, free of teachers and files: frames, prompt, history, blocking, and how far it goes out.
+"""A streaming chain's logic, free of teachers and files: frames, prompt, history, blocking, how far it goes out.
 
 A chain is one region in one language, its events in order. Facts about PAM's records are from its public training code
 (github.com/Perceive-Anything/PAM, `llava/train/train.py`, `llava_arch.py`): at least 16 frames, 32 listed in the
