@@ -10,6 +10,7 @@ import polars as pl
 
 from schemas.base import SCHEMA_VERSION
 from stages.pack.card import dataset_card
+from stages.pack.features import features_of
 from stages.pack.plan import MEDIA_FOLDER, PackPlan
 from stages.pack.select import EXCLUDED_SCHEMA
 from stages.pack.tar import sweep_unfinished, write_bytes
@@ -24,7 +25,9 @@ class PackIncompleteError(Exception):
 def finish_pack(
     root: str, plan: PackPlan, packed: pl.DataFrame, options: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Writes `regions.parquet`, `<split>/index.json`, `README.md` and, last, `manifest.json`; returns the manifest.
+    """Writes `regions.parquet`, `features.json`, `<split>/index.json`, `README.md`, and last `manifest.json`.
+
+    Returns the manifest.
 
     `root` is the run's folder, `packed` rows of the `packed` table (others than this plan's are ignored). Equal shards
     give equal files: nothing of time or machine is in them. What killed writers
@@ -36,7 +39,8 @@ def finish_pack(
     good = rows.filter(pl.col("status") == "ok")
     base = f"{root.rstrip('/')}/{plan.folder}"
     index = sampling_index(plan, rows)
-    files = {"regions.parquet": _parquet(index)}
+    features = features_of(plan.bodies["media"], plan.config.layout)
+    files = {"regions.parquet": _parquet(index), "features.json": orjson.dumps(features, option=orjson.OPT_INDENT_2)}
     for split in good["split"].unique().sort():
         for kind, name in (("joined", "index"), ("captions", "index"), ("media", "index-media")):
             part = good.filter((pl.col("split") == split) & (pl.col("kind") == kind))

@@ -69,6 +69,46 @@ def test_datasets(pack, corpus, tmp_path, streaming):
         assert row["json"]["regions"][0]["captions"][0]["text"].startswith("A dog")
 
 
+@pytest.mark.parametrize("streaming", [True, False])
+def test_datasets_with_the_types_that_the_pack_states(new_corpus, write, tmp_path, streaming):
+    """Labels are null in the first samples, from which `datasets` would otherwise guess the type; clips differ."""
+    import datasets
+
+    corpus = new_corpus("sparse")
+    for seed in range(12):
+        corpus.add(seed)
+    for seed in range(3):
+        corpus.add_clip(seed, num_frames=20 + 10 * seed)
+    last = max(media.media_key for media in corpus.media if media.kind == "image")
+    corpus.regions = [
+        row if row.media_key == last else row.model_copy(update={"label": None, "licence": None})
+        for row in corpus.regions
+    ]
+    plan = plan_pack(corpus.frames(), PackConfig(validation_fraction=0))
+    finish_pack(str(tmp_path), plan, write(plan, tmp_path))
+    pack = tmp_path / plan.folder
+    stated = json.loads((pack / "features.json").read_text())
+    seen = {}
+    for form in ("jpg", "clip"):
+        loaded = datasets.load_dataset(
+            "webdataset",
+            data_files={"train": [str(path) for path in sorted(pack.glob(f"train/{form}-*.tar"))]},
+            features=datasets.Features.from_dict(stated[form]),
+            split="train",
+            streaming=streaming,
+            cache_dir=str(tmp_path / "cache"),
+        )
+        seen |= {row["__key__"]: row for row in loaded}
+    assert len(seen) == 15
+    labels = {key: {region["label"] for region in row["json"]["regions"]} for key, row in seen.items()}
+    assert labels.pop(last.hex()) == {"dog"}
+    assert set().union(*labels.values()) == {None}
+    for media in corpus.media:
+        row = seen[media.media_key.hex()]
+        frames = [name for name, value in row.items() if name.endswith(".jpg") and value is not None]
+        assert len(frames) == len(row["json"]["media"]["frame_indices"])
+
+
 @pytest.mark.slow
 def test_ray_data(pack, corpus):
     import ray
