@@ -184,7 +184,7 @@ def _raw_table(rows: list[dict[str, Any]]) -> pa.Table:
             continue
         values = [row.get(name, default) for row in rows]
         try:
-            arrays.append(pa.array(values, item.type))
+            arrays.append(_whole(values, item.type))
         except (pa.ArrowException, TypeError, ValueError, OverflowError, AttributeError):
             arrays.append(_column_of_good_values(rows, name, values, item.type))
     bad = pa.array([row.get("bad") for row in rows], pa.string())
@@ -194,12 +194,32 @@ def _raw_table(rows: list[dict[str, Any]]) -> pa.Table:
     return table.set_column(RAW_SCHEMA.get_field_index("message"), RAW_SCHEMA.field("message"), message)
 
 
+def _whole(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """An array of this type. Raises `ValueError` for a null where the type has none, which Arrow lets through."""
+    array = pa.array(values, kind)
+    if _has_holes(array):
+        raise ValueError("a value is missing (null)")
+    return array
+
+
+def _has_holes(array: pa.Array) -> bool:
+    kind = array.type
+    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+        items = array.flatten()
+        return bool(items.null_count and not kind.value_field.nullable) or _has_holes(items)
+    if pa.types.is_struct(kind):
+        given = array.drop_null()
+        below = [(kind.field(at), given.field(at)) for at in range(kind.num_fields)]
+        return any((item.null_count and not field.nullable) or _has_holes(item) for field, item in below)
+    return False
+
+
 def _column_of_good_values(rows: list[dict[str, Any]], name: str, values: list[Any], kind: pa.DataType) -> pa.Array:
     """The column value by value: those that are not of its type make their records bad."""
     default = _DEFAULTS[name] if name not in _REQUIRED else ""
     for at, value in enumerate(values):
         try:
-            pa.array([value], kind)
+            _whole([value], kind)
         except (pa.ArrowException, TypeError, ValueError, OverflowError, AttributeError) as error:
             values[at] = default
             if rows[at].get("bad") is None:
