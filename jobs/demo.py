@@ -162,7 +162,7 @@ def _iou(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
 def shard_listing(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """Path, samples and bytes of each shard of a pack's manifest."""
     return [
-        {"shard": shard["path"], "samples": shard["num_samples"], "bytes": shard["num_bytes"]}
+        {"shard": shard["shard"], "samples": shard["num_samples"], "bytes": shard["num_bytes"]}
         for shard in manifest.get("shards", [])
     ]
 
