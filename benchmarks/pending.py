@@ -43,30 +43,30 @@ def make(folder: Path, count: int, done: float) -> None:
             writer.commit_table("captions", FINGERPRINT, rows.slice(start, 20_000), "caption_key")
 
 
-def engine(folder: Path) -> tuple[int, float]:
-    start = time.perf_counter()
+def engine(folder: Path) -> tuple[int, float, float]:
+    start, cpu = time.perf_counter(), time.process_time()
     view = Run.open(str(folder / "run")).view()
     done = view.rows("captions", FINGERPRINT, ON)
     left = pending(pl.scan_parquet(folder / "units.parquet"), done, ON)
-    return len(left), time.perf_counter() - start
+    return len(left), time.perf_counter() - start, time.process_time() - cpu
 
 
-def baseline(folder: Path) -> tuple[int, float]:
+def baseline(folder: Path) -> tuple[int, float, float]:
     view = Run.open(str(folder / "run")).view()
     units = pl.read_parquet(folder / "units.parquet").rows()
     done = view.rows("captions", FINGERPRINT, ON).collect().rows()
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     left = set(units) - set(done)
-    return len(left), time.perf_counter() - start
+    return len(left), time.perf_counter() - start, time.process_time() - cpu
 
 
-def measure(side: str, folder: Path) -> tuple[int, float, float]:
-    """Units left, seconds, and the peak memory of its process in GB."""
+def measure(side: str, folder: Path) -> tuple[int, float, float, float]:
+    """Units left, seconds, CPU seconds of all threads, and the peak memory of its process in GB."""
     out = subprocess.run(
         [sys.executable, __file__, "--side", side, "--folder", folder], capture_output=True, check=True
     )
-    left, seconds, peak = out.stdout.split()
-    return int(left), float(seconds), float(peak)
+    left, seconds, cpu, peak = out.stdout.split()
+    return int(left), float(seconds), float(cpu), float(peak)
 
 
 def main() -> None:
@@ -77,8 +77,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     args = parser.parse_args()
     if args.side:
-        left, seconds = {"engine": engine, "baseline": baseline}[args.side](args.folder)
-        print(left, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+        left, seconds, cpu = {"engine": engine, "baseline": baseline}[args.side](args.folder)
+        print(left, seconds, cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
         return
     with tempfile.TemporaryDirectory() as name:
         make(Path(name), args.units, args.done)
@@ -86,9 +86,11 @@ def main() -> None:
     if ours[0] != theirs[0]:
         sys.exit(f"the two sides disagree: {ours[0]} and {theirs[0]} units left")
     print(f"units {args.units:,}, done {args.done:.0%}, pending {ours[0]:,}")
-    print(f"pending, parts on disk to units left : {ours[1]:6.2f} s   peak {ours[2]:.2f} GB")
-    print(f"Python sets, keys in memory already  : {theirs[1]:6.2f} s   peak {theirs[2]:.2f} GB")
-    print(f"ratio {theirs[1] / ours[1]:.1f} x in time, {theirs[2] / ours[2]:.1f} x in memory")
+    print(f"pending, parts on disk to units left : {ours[1]:6.2f} s   CPU {ours[2]:5.2f} s   peak {ours[3]:.2f} GB")
+    print(
+        f"Python sets, keys in memory already  : {theirs[1]:6.2f} s   CPU {theirs[2]:5.2f} s   peak {theirs[3]:.2f} GB"
+    )
+    print(f"ratio {theirs[1] / ours[1]:.1f} x in time, {theirs[3] / ours[3]:.1f} x in memory")
 
 
 if __name__ == "__main__":

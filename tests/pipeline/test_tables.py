@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -128,6 +129,19 @@ def test_columns_that_older_parts_lack_are_null(
         writer.commit_table("things", fingerprint, things([2], text="new"), "thing_key")
     seen = run.view().rows("things", fingerprint, ["number", "text"], schema=thing_schema).sort("number").collect()
     assert seen.rows() == [(1, None), (2, "new")]
+
+
+def test_storage_that_polars_has_no_reader_for(things: Things, thing_schema: pa.Schema, fingerprint: bytes) -> None:
+    run = Run.open(f"memory://{uuid.uuid4().hex}")
+    with run.writer("me") as writer:
+        rows = things([1, 2], status="failed", reason="no_answer")
+        writer.commit_table("things", fingerprint, rows, "thing_key")
+        writer.commit_table("things", fingerprint, things([2], attempts=2), "thing_key")
+        writer.compact()
+    for schema in (None, thing_schema):
+        seen = run.view().rows("things", fingerprint, ["number", "status"], schema=schema)
+        assert seen.filter(pl.col("number") > 0).sort("number").collect().rows() == [(1, "failed"), (2, "ok")]
+    assert verify(run).ok
 
 
 def test_rows_without_identity_are_refused(local_run: Run, things: Things) -> None:
