@@ -22,6 +22,7 @@ STAGES: tuple[tuple[str, str], ...] = (
     ("decide", "decisions"),
     ("pack", "packed"),
 )
+_ORDER = ("ingest", "select", "refine", "chunk", "distill", "score", "rescue", "decide", "pack")
 _STATUSES = ("ok", "filtered", "failed", "blocked")
 _BINS = 20
 
@@ -71,7 +72,14 @@ def funnel_rows(tables: Tables, funnel: Mapping[str, Mapping[str, int]] | None =
     for stage, counts in (funnel or {}).items():
         named = {name: int(counts.get(name, 0)) for name in (*_STATUSES, "pending")}
         total[stage] = FunnelRow(stage=stage, rows_in=int(counts.get("in", sum(named.values()))), **named)
-    return [*total.values(), *by_source]
+    rows = [row for row in [*total.values(), *by_source] if row.rows_in]
+    return sorted(rows, key=lambda row: _place(row.stage))
+
+
+def _place(stage: str) -> tuple[int, str]:
+    """Where a stage stands in the funnel; parts of a stage (`distill/brief/en`) follow it."""
+    base = stage.split("/")[0]
+    return (_ORDER.index(base) if base in _ORDER else len(_ORDER)), stage
 
 
 def _funnel_row(stage: str, source: str | None, rows: pl.DataFrame) -> FunnelRow:
