@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from schemas.arrow import from_table, to_table
 from schemas.caption import Caption
-from stages.base import AsyncStage, UnitError
+from stages.base import AsyncStage, Resources, UnitError
 from stages.distill.asking import Asked, ask
 from stages.distill.clips import prompt_frame
 from stages.distill.recipe import Recipe
@@ -45,6 +45,9 @@ class DistillStage(AsyncStage):
         self.source = source
         self.storage_options = dict(storage_options or {})
         self.in_flight = _groups_in_flight(recipe.teacher)
+        if recipe.teacher.backend == "vllm":
+            engine = recipe.teacher.engine
+            self.resources = Resources(num_cpus=1.0, num_gpus=engine.num_gpus * engine.tensor_parallel_size)
         self.batch_groups = max(16, self.in_flight // 2)
         self._teacher: Teacher
         self._videos: VideoCache

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from stages.teachers.batch import BatchTeacher
 from stages.teachers.config import TeacherConfig
+from stages.teachers.engine import EngineTeacher
 from stages.teachers.jobs import JobFolder
 from stages.teachers.ledger import Ledger
 from stages.teachers.ledgered import LedgeredTeacher
@@ -75,5 +76,7 @@ class TeacherSource:
     def _billed(self, ledger: str) -> Teacher:
         if self.config.backend == "openai":
             return OnlineTeacher(self.config)
+        if self.config.backend == "vllm":
+            return EngineTeacher(self.config)
         jobs = JobFolder(f"{ledger.rstrip('/')}/jobs", self._storage_options)
         return BatchTeacher(self.config, jobs, self._forgive_before)

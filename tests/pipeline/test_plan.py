@@ -56,6 +56,15 @@ def word_pieces() -> Callable[[str], int]:
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
+def usual_answer(chat: Any) -> dict[str, str]:
+    """Answers as long as the prompts ask for."""
+    detailed = "一个红色的金属物体，两侧带有圆形把手，表面光滑。" * 5
+    brief = "A small red metal thing with two round handles that stands on four short legs."
+    texts = {"label": "thing", "caption": detailed if "目标" in chat.text else brief}
+    explained = "A small metal thing with two round handles that stands on four legs."
+    return {name: texts.get(name, explained) for name in chat.schema["properties"]}
+
+
 def tiles(data: bytes) -> int:
     """Tokens of a picture by the rule of `gpt-4o`, for pictures below 512 px: one tile."""
     picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
@@ -66,7 +75,7 @@ def tiles(data: bytes) -> int:
 def test_the_plan_is_within_ten_percent_of_what_the_server_counts(
     teacher_server: Callable[..., Any], tmp_path: Path, word_pieces: Any, task: Task, language: Language
 ) -> None:
-    server = teacher_server(count_tokens=word_pieces, count_image=tiles)
+    server = teacher_server(count_tokens=word_pieces, count_image=tiles, answer=usual_answer)
     config = TeacherConfig(backend="openai", model="gpt-4o", base_url=server.url)
     units = units_of(tmp_path, task, language, 12)
     stage = build_distill(config, CaptionsConfig(), task, language, str(tmp_path / "ledger"))
