@@ -14,23 +14,26 @@ from stages.score.base import ScoreStage, score_columns
 from stages.score.duplicates import CorpusScores, DuplicatesConfig
 from stages.score.embeddings import EmbeddingStage
 from stages.score.encoder import EmbeddingsConfig, ModelConfig
+from stages.score.judge import JudgeConfig, JudgeStage
 from stages.score.mask import MaskStage
 from stages.score.pixels import PixelStage
 from stages.score.similarity import CropStage, GroundingStage
 from stages.score.target import TargetStage
 from stages.score.text import TextStage
 
-GROUPS: tuple[type[ScoreStage], ...] = (
-    TextStage, MaskStage, TargetStage, PixelStage, EmbeddingStage, CropStage, GroundingStage,
+GROUPS: tuple[type[ScoreStage] | type[JudgeStage], ...] = (
+    TextStage, MaskStage, TargetStage, PixelStage, EmbeddingStage, CropStage, GroundingStage, JudgeStage,
 )  # fmt: skip
 ALWAYS = ("text", "mask", "target", "pixels")
+OPTIONAL = ("embeddings", "crops", "grounding", "judge")
 
 
 class ScoreConfig(BaseModel):
     """Which rules score captions. Rules over text, masks and pixels are cheap and always run; the others are off.
 
     `embeddings` is the sentence encoder of rules 9 and 19, `crops` a CLIP or SigLIP model for rule 13, `grounding` an
-    open-vocabulary detector for rule 14; `duplicates` compares the captions of the whole corpus with each other.
+    open-vocabulary detector for rule 14, `judge` a second teacher for rules 10 to 12;
+    `duplicates` compares the captions of the whole corpus with each other.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,6 +41,7 @@ class ScoreConfig(BaseModel):
     embeddings: EmbeddingsConfig | None = None
     crops: ModelConfig | None = None
     grounding: ModelConfig | None = None
+    judge: JudgeConfig | None = None
     duplicates: DuplicatesConfig | None = None
 
 
@@ -51,12 +55,19 @@ class Column:
 
 def active_groups(config: ScoreConfig) -> tuple[str, ...]:
     """The groups that this configuration runs."""
-    optional = {"embeddings": config.embeddings, "crops": config.crops, "grounding": config.grounding}
-    return ALWAYS + tuple(name for name, given in optional.items() if given is not None)
+    return ALWAYS + tuple(name for name in OPTIONAL if getattr(config, name) is not None)
 
 
-def build_score(group: str, config: ScoreConfig, storage_options: Mapping[str, Any] | None = None) -> Stage:
-    """The stage of one group. Raises `ValueError` for a group that does not exist or is not configured."""
+def build_score(
+    group: str,
+    config: ScoreConfig,
+    storage_options: Mapping[str, Any] | None = None,
+    ledger: str | None = None,
+) -> Stage:
+    """The stage of one group; `ledger` is the run's ledger folder or URL, which a second teacher's replies go to.
+
+    Raises `ValueError` for a group that does not exist or is not configured.
+    """
     match group:
         case "text":
             return TextStage()
@@ -72,6 +83,8 @@ def build_score(group: str, config: ScoreConfig, storage_options: Mapping[str, A
             return CropStage(config.crops, storage_options)
         case "grounding" if config.grounding is not None:
             return GroundingStage(config.grounding, storage_options)
+        case "judge" if config.judge is not None:
+            return JudgeStage(config.judge, ledger, storage_options)
     known = [stage.group for stage in GROUPS]
     if group in known:
         raise ValueError(f"rule group {group!r} is off: configure score.{group}")
