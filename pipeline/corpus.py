@@ -23,6 +23,7 @@ MASK_SCORES = (
     "predicted_iou", "stability", "seed_agreement", "area_share", "parts", "main_part_share",
     "holes_filled", "mask_source",
 )  # fmt: skip
+BOOKKEEPING = ("input_digest", "digest", "status", "reason", "attempts", "message")
 SEED_NAMES = {"box": "seed_box", "points": "seed_points", "polygons": "seed_polygons", "mask": "seed_mask"}
 VIDEO_TASKS: tuple[Task, ...] = ("video", "stream")
 
@@ -50,7 +51,7 @@ def to_units(frame: pl.DataFrame, unit: type[Record]) -> pa.Table:
 def located(regions: pl.DataFrame, media: pl.DataFrame, selection: pl.DataFrame) -> pl.DataFrame:
     """Selected regions with their media's facts, one row a region."""
     chosen = selection.filter(pl.col("status") == "ok").select("region_key")
-    good = regions.filter(pl.col("status") == "ok").join(chosen, on="region_key", how="semi")
+    good = regions.filter(pl.col("status") == "ok").join(chosen, on="region_key", how="semi").drop(BOOKKEEPING)
     facts = media.filter(pl.col("status") == "ok").select(MEDIA_COLUMNS)
     return good.join(facts, on="media_key", how="inner", maintain_order="left")
 
@@ -197,10 +198,8 @@ def _widened(schema: pa.Schema, given: pa.Schema) -> pa.Schema:
 def score_frame(captions: pl.DataFrame, regions: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
     """Captions that have a text, wide: their region's facts, mask scores, event, siblings and neighbours."""
     told = captions.filter(pl.col("status") == "ok").rename({"digest": "text_digest"})
-    told = told.drop("input_digest", "status", "reason", "attempts", "message")
-    facts = regions.rename({"label": "source_label"}).drop(
-        "media_key", "input_digest", "digest", "status", "reason", "attempts"
-    )
+    told = told.drop("input_digest", *BOOKKEEPING[2:])
+    facts = regions.rename({"label": "source_label"}).drop("media_key")
     wide = told.join(facts, on="region_key", how="inner", maintain_order="left")
     spans = _whole_events(events).select(*_EVENT_COLUMNS)
     wide = wide.join(spans, on=["region_key", "event_index"], how="left", maintain_order="left")
@@ -209,7 +208,7 @@ def score_frame(captions: pl.DataFrame, regions: pl.DataFrame, events: pl.DataFr
     )
     around = regions.filter(pl.col("label").is_not_null()).group_by("media_key").agg(all_labels=pl.col("label").sort())
     wide = wide.join(siblings, on="region_key", how="left").join(around, on="media_key", how="left")
-    others = pl.col("all_labels").list.set_difference(pl.concat_list(pl.col("source_label")))
+    others = pl.col("all_labels").list.set_difference(pl.concat_list(pl.col("source_label"))).list.sort()
     return wide.with_columns(neighbours=others.fill_null([])).drop("all_labels")
 
 
