@@ -72,8 +72,8 @@ def funnel_rows(tables: Tables, funnel: Mapping[str, Mapping[str, int]] | None =
     for stage, counts in (funnel or {}).items():
         named = {name: int(counts.get(name, 0)) for name in (*_STATUSES, "pending")}
         total[stage] = FunnelRow(stage=stage, rows_in=int(counts.get("in", sum(named.values()))), **named)
-    rows = [row for row in [*total.values(), *by_source] if row.rows_in]
-    return sorted(rows, key=lambda row: _place(row.stage))
+    found = [row for row in [*total.values(), *by_source] if row.rows_in]
+    return sorted(found, key=lambda row: _place(row.stage))
 
 
 def _place(stage: str) -> tuple[int, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from stages.pack.config import PackConfig
-from stages.pack.finish import PackIncompleteError, finish_pack, pack_effort, sampling_index
+from stages.pack.finish import PackIncompleteError, finish_pack, pack_effort, sampling_index, verify_pack
 from stages.pack.frames import PackFrames
 from stages.pack.plan import PackPlan, plan_pack
 from stages.pack.records import Packed, PackUnit
@@ -24,6 +24,7 @@ __all__ = [
     "pack_effort",
     "plan_pack",
     "sampling_index",
+    "verify_pack",
 ]
 
 

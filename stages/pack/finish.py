@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from typing import Any
 
+import fsspec
 import orjson
 import polars as pl
 
@@ -54,6 +56,26 @@ def finish_pack(
     manifest["files"] = [{"path": name, "sha256": w.sha256, "num_bytes": w.num_bytes} for name, w in written.items()]
     write_bytes(f"{base}/{MANIFEST}", orjson.dumps(manifest, option=orjson.OPT_INDENT_2) + b"\n", options)
     return manifest
+
+
+def verify_pack(root: str, pack_id: str, options: dict[str, Any] | None = None) -> list[str]:
+    """What is wrong with a finished pack: files that its manifest names and that are gone or have another SHA-256.
+
+    Raises `FileNotFoundError` for a pack without a manifest.
+    """
+    filesystem, base = fsspec.core.url_to_fs(root, **(options or {}))
+    manifest = orjson.loads(filesystem.cat_file(f"{base}/packs/{pack_id}/{MANIFEST}"))
+    named = [(shard["shard"], shard["sha256"]) for shard in manifest["shards"]]
+    named += [(f"packs/{pack_id}/{file['path']}", file["sha256"]) for file in manifest["files"]]
+    problems = []
+    for path, wanted in named:
+        if not filesystem.exists(f"{base}/{path}"):
+            problems.append(f"{path} is gone")
+            continue
+        with filesystem.open(f"{base}/{path}", "rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != wanted:
+                problems.append(f"{path} has another SHA-256 than its manifest says")
+    return problems
 
 
 def _rows_of(plan: PackPlan, packed: pl.DataFrame) -> pl.DataFrame:

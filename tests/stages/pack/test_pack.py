@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from schemas.sample import Sample
-from stages.pack import PackConfig, PackIncompleteError, finish_pack, plan_pack
+from stages.pack import PackConfig, PackIncompleteError, finish_pack, plan_pack, verify_pack
 
 SMALL = PackConfig(max_shard_bytes="16kB", validation_fraction=0.3)
 
@@ -56,6 +56,24 @@ def test_manifest_sums_are_those_of_the_files(corpus, write, tmp_path):
     for file in manifest["files"]:
         data = (tmp_path / plan.folder / file["path"]).read_bytes()
         assert hashlib.sha256(data).hexdigest() == file["sha256"]
+
+
+def test_verify_finds_every_changed_and_missing_file(corpus, write, tmp_path):
+    plan = plan_pack(corpus.frames(), SMALL)
+    manifest = finish_pack(str(tmp_path), plan, write(plan, tmp_path))
+    assert verify_pack(str(tmp_path), plan.pack_id) == []
+    first, second = (tmp_path / manifest["shards"][number]["shard"] for number in (0, 1))
+    data = bytearray(first.read_bytes())
+    data[700] ^= 1
+    first.write_bytes(data)
+    second.unlink()
+    (tmp_path / plan.folder / "README.md").write_text("changed")
+    problems = verify_pack(str(tmp_path), plan.pack_id)
+    assert [problem.split(" ", 1)[1] for problem in problems] == [
+        "has another SHA-256 than its manifest says",
+        "is gone",
+        "has another SHA-256 than its manifest says",
+    ]
 
 
 def test_equal_tables_give_equal_bytes_in_any_row_order(corpus, write, tmp_path):
