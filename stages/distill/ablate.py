@@ -122,7 +122,8 @@ def page(ablation: Ablation) -> str:
     titles = "".join(f"<th>{html.escape(r.view)}</th>" for r in ablation.results)
     return (
         "<!doctype html><meta charset=utf-8><title>Views compared</title><style>"
-        "body{font:15px/1.4 sans-serif;margin:2em}table{border-collapse:collapse}td,th{border:1px solid #ccc;padding:6px;vertical-align:top;text-align:left}"
+        "body{font:15px/1.4 sans-serif;margin:2em}"
+        "table{border-collapse:collapse}td,th{border:1px solid #ccc;padding:6px;vertical-align:top;text-align:left}"
         "img{max-width:180px;max-height:180px;margin-right:4px}.bad{color:#a00}</style>"
         f"<h1>Views compared: {ablation.task}, {ablation.language}</h1><table><tr><th>view</th><th>answered</th>"
         "<th>names the source's label</th><th>speaks of the marks</th><th>length</th><th>tokens a region</th>"

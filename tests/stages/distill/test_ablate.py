@@ -36,7 +36,8 @@ def test_views_are_measured_on_the_users_own_teacher(teacher_server: Callable[..
         units.append(
             CaptionUnit(
                 caption_key=key, region_key=key, media_key=key, task="brief", language="en", uri=str(path),
-                kind="image", source="s", label=one.look.kind, width=160, height=120, mask=encode(one.mask), box=one.box,
+                kind="image", source="s", label=one.look.kind, width=160, height=120, mask=encode(one.mask),
+                box=one.box,
                 input_digest=key,
             )
         )  # fmt: skip
