@@ -8,7 +8,7 @@ upright pixels, clamping, keys) is done once for all formats in `stages.ingest.f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -238,17 +238,21 @@ class Adapter:
     benchmark_splits: Mapping[str, str] = field(default_factory=dict)
 
 
+_NUMBERS = frozenset({int, float})  # and not bool
+
+
 def numbers(value: Any, count: int | None = None) -> list[float]:
     """A list of finite numbers. Raises `ValueError` saying what is wrong (`not_finite` is found by its message)."""
-    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+    if not isinstance(value, (list, tuple)):
         raise ValueError(f"expected a list of numbers, found {value!r:.60}")
     if count is not None and len(value) != count:
         raise ValueError(f"expected {count} numbers, found {len(value)}")
-    for item in value:
-        kind = type(item)
-        if kind is not float and kind is not int:
-            raise ValueError(f"expected a number, found {item!r:.60}")
-    return [float(item) for item in value]
+    if not _NUMBERS.issuperset(map(type, value)):
+        raise ValueError(f"expected numbers, found {value!r:.60}")
+    try:
+        return list(map(float, value))
+    except OverflowError as error:
+        raise ValueError(f"a number is too large: {value!r:.60}") from error
 
 
 def xywh(value: Any) -> list[float]:

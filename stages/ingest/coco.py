@@ -211,13 +211,12 @@ def _rows(source: Source, flavour: Flavour, document: Document) -> Iterator[Row]
 
 def annotation_row(path: str, index: int, entry: Any, document: Document, flavour: Flavour) -> Row:
     """One annotation as a raw region, good or bad."""
-    if isinstance(entry, BadItem) or not isinstance(entry, dict):
+    if type(entry) is not dict:
         what = (
             f"{entry.error}: {entry.raw}" if isinstance(entry, BadItem) else f"expected an object, found {entry!r:.80}"
         )
         return bad(f"{path}#{index}", f"#{index}", "bad_record", f"annotation {index}: {what}")
-    source_id = entry.get("id", f"#{index}")
-    source_id = str(source_id)
+    source_id = str(entry["id"]) if "id" in entry else f"#{index}"
     image = _lookup(document.images, entry.get("image_id"))
     if image is None:
         return bad(
@@ -232,8 +231,9 @@ def annotation_row(path: str, index: int, entry: Any, document: Document, flavou
         "source_media_id": image.media_id,
         "width": image.width,
         "height": image.height,
-        "is_crowd": bool(entry.get("iscrowd")),
     }
+    if entry.get("iscrowd"):
+        row["is_crowd"] = True
     category = _lookup(document.categories, entry.get("category_id"))
     if category is None:
         row["bad"] = "unknown_category"
@@ -261,6 +261,10 @@ def geometry(entry: Mapping[str, Any], row: Row) -> None:
     if isinstance(segmentation, dict):
         row["mask"] = rle.record(segmentation)
     elif isinstance(segmentation, list) and segmentation:
+        first = segmentation[0]
+        if len(segmentation) == 1 and type(first) is list and len(first) >= 6 and not len(first) % 2:
+            row["polygons"] = segmentation
+            return
         rings = segmentation if isinstance(segmentation[0], list) else [segmentation]
         rings = [ring for ring in rings if ring]
         if any(len(ring) % 2 or len(ring) < 6 for ring in rings if isinstance(ring, list)):
@@ -278,4 +282,4 @@ def bad(uri: str, source_id: str, reason: str, message: str) -> Row:
 
 
 def _lookup(table: Mapping[Any, Any], key: Any) -> Any:
-    return table.get(key) if isinstance(key, int | str) else None
+    return table.get(key) if type(key) is int or type(key) is str else None

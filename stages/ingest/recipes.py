@@ -1,0 +1,50 @@
+"""What is known of each source format (`configs/sources.yaml`): hints, default captions, licence, sizes, targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from schemas.caption import Task
+from schemas.media import MediaKind
+from schemas.region import Hint, HintKind
+
+
+class Recipe(BaseModel):
+    """One format. `media`, `regions`, `gigabytes` are of the training split as published; None is unknown.
+
+    `hints` go to the teacher, `tasks` are asked where a source does not say otherwise (empty: the run's own), `target`
+    is this source's share of the corpus in captions kept (region x task x language).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: MediaKind
+    hints: tuple[HintKind, ...]
+    tasks: tuple[Task, ...]
+    licence: str | None
+    split: str
+    media: int | None = Field(ge=0)
+    regions: int | None = Field(ge=0)
+    gigabytes: float | None = Field(ge=0)
+    evidence: Literal["paper", "memory"]
+    target: int = Field(ge=0)
+    page: str | None
+
+
+def recipes() -> dict[str, Recipe]:
+    """Format name -> recipe. Raises pydantic's `ValidationError` for a damaged table."""
+    text = files("configs").joinpath("sources.yaml").read_text(encoding="utf-8")
+    return TypeAdapter(dict[str, Recipe]).validate_python(yaml.safe_load(text))
+
+
+def told(hints: Sequence[Hint], recipe: Recipe) -> list[Hint]:
+    """The hints that go to the teacher, in the recipe's order of kinds, each text once."""
+    ranked = sorted(
+        (hint for hint in hints if hint.kind in recipe.hints), key=lambda hint: recipe.hints.index(hint.kind)
+    )
+    return list({(hint.kind, hint.language, hint.text): hint for hint in ranked}.values())
