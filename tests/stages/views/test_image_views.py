@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -113,3 +115,29 @@ def test_encoded_pictures_decode_to_the_same_scene(encoding: str) -> None:
         assert np.abs(back.astype(int) - raw.pixels).mean() < 6
     assert box_of(mask) is not None
     assert encode(image, ViewConfig(encoding="png")) == encode(image, ViewConfig(encoding="png"))
+
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.mark.parametrize("view", IMAGE_VIEWS)
+def test_views_look_as_they_did(view: str) -> None:
+    """Compared as the eye would: a shifted edge of another OpenCV passes, another colour or place does not.
+
+    To accept a change on purpose, delete the picture, run the test (it fails and writes the new one) and look at it.
+    """
+    drawn = draw_scene(np.random.default_rng(11), (160, 120))
+    instance = max(drawn.instances, key=lambda one: one.area_share)
+    pictures = render(view, drawn.image, instance.mask, instance.box, CONFIG)
+    sheet = np.concatenate([np.asarray(picture) for picture in pictures], axis=1)
+    path = GOLDEN / f"{view}.png"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(path), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
+        pytest.fail(f"{path.name} was not there; look at the new one")
+    golden = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+    assert golden.shape == sheet.shape
+    blurred = [cv2.GaussianBlur(one, (5, 5), 0).astype(int) for one in (golden, sheet)]
+    gap = np.abs(blurred[0] - blurred[1])
+    assert gap.mean() < 1.0
+    assert (gap.max(axis=2) > 40).mean() < 0.005
