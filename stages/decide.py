@@ -85,9 +85,13 @@ def _hits(frame: pl.DataFrame, policy: Policy) -> pl.DataFrame:
     """A nullable boolean column a check, in their order."""
     numbers, scopes = _scopes(frame)
     columns = [_hit(check, [check.bounds(*scope) for scope in scopes], frame, numbers) for check in policy.checks]
-    ok = pl.col("status") == "ok"
-    said = [pl.when(ok).then(column).alias(check.reason) for check, column in zip(policy.checks, columns, strict=True)]
-    return frame.select(ok.alias("_ok"), *said).drop("_ok")
+    ok = frame["status"] == "ok"
+    said = zip(policy.checks, columns, strict=True)
+    if ok.all():
+        whole = [column.alias(check.reason) for check, column in said]
+    else:
+        whole = [pl.when(pl.lit(ok)).then(column).alias(check.reason) for check, column in said]
+    return frame.select(pl.lit(ok).alias("_ok"), *whole).drop("_ok")
 
 
 def _hit(check: Check, bounds: list[dict[str, float] | None], frame: pl.DataFrame, numbers: pl.Series) -> pl.Expr:
@@ -129,8 +133,9 @@ def _by_scope(values: list[float | None] | list[bool], numbers: pl.Series) -> pl
 
 def _decisions(frame: pl.DataFrame, hits: pl.DataFrame, policy: Policy) -> pl.DataFrame:
     """Decisions by checks alone. Few combinations of checks occur, so each is spelt out once and gathered by rows."""
-    bits = [pl.col(check.reason).fill_null(False).cast(pl.UInt64) * (1 << i) for i, check in enumerate(policy.checks)]
-    masks = hits.select(pl.sum_horizontal(bits)).to_series().to_numpy() if bits else np.zeros(len(frame), np.uint64)
+    masks = np.zeros(len(frame), np.uint64)
+    for place, check in enumerate(policy.checks):
+        masks[hits[check.reason].fill_null(False).arg_true().to_numpy()] |= np.uint64(1 << place)
     spoken = np.flatnonzero(masks)
     unique, inverse = np.unique(masks[spoken], return_inverse=True)
     codes = np.zeros(len(frame), np.uint32)
@@ -140,15 +145,16 @@ def _decisions(frame: pl.DataFrame, hits: pl.DataFrame, policy: Policy) -> pl.Da
     status = pl.Series([fate[0] for fate in fates], dtype=pl.String).gather(rows)
     reason = pl.Series([fate[1] for fate in fates], dtype=pl.String).gather(rows)
     reasons = pl.Series([fate[2] for fate in fates], dtype=pl.List(pl.String)).gather(rows)
-    ok = pl.col("status") == "ok"
-    own = pl.concat_list("reason").list.drop_nulls()
+    fate = frame.select(status=status, reason=reason, reasons=reasons)
+    lost = frame["status"] != "ok"
+    if lost.any():
+        own = frame.select("status", "reason", reasons=pl.concat_list("reason").list.drop_nulls())
+        fate = pl.select(pl.when(lost).then(own[name]).otherwise(fate[name]).alias(name) for name in fate.columns)
     return frame.select(
         "caption_key",
         "region_key",
         pl.col("digest").alias("input_digest"),
-        status=pl.when(ok).then(status).otherwise("status"),
-        reason=pl.when(ok).then(reason).otherwise("reason"),
-        reasons=pl.when(ok).then(reasons).otherwise(own),
+        *fate,
         attempts=pl.lit(1, pl.Int64),
         policy=pl.lit(policy.name),
     )
