@@ -255,6 +255,14 @@ def numbers(value: Any, count: int | None = None) -> list[float]:
         raise ValueError(f"a number is too large: {value!r:.60}") from error
 
 
+def whole(value: Any) -> int:
+    """A number that counts something: a whole number, also as a float. Raises `ValueError`."""
+    (number,) = numbers([value])
+    if not math.isfinite(number) or number != int(number) or abs(number) > 1 << 52:
+        raise ValueError(f"expected a whole number, found {value!r:.40}")
+    return int(number)
+
+
 def xywh(value: Any) -> list[float]:
     """xyxy of an `[x, y, width, height]` box. Raises `ValueError`."""
     x, y, w, h = numbers(value, 4)

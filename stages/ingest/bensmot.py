@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from stages.base import UnitError
 from stages.ingest import jsonstream
-from stages.ingest.base import Adapter, Source, SourceError, batches, numbers
+from stages.ingest.base import Adapter, Source, SourceError, batches, whole, xywh
 from stages.ingest.coco import bad, hint, listed
 from stages.ingest.listing import MediaRoots
 from stages.ingest.tracks import first_visible, point
@@ -82,11 +82,10 @@ def _line(line: str) -> tuple[int, dict[str, Any]]:
     fields = line.split(",")
     if len(fields) < 6:
         raise ValueError(f"expected frame,id,x,y,w,h,..., found {line[:60]!r}")
-    frame, track, x, y, w, h = (float(item) for item in fields[:6])
-    numbers([frame, track, x, y, w, h])
-    if not (frame >= 1 and frame == int(frame) and track == int(track)):
-        raise ValueError(f"frames count from 1 and ids are whole, found {line[:60]!r}")
-    return int(track), point(int(frame) - 1, [x, y, x + w, y + h])
+    frame, track = whole(float(fields[0])), whole(float(fields[1]))
+    if frame < 1:
+        raise ValueError(f"frames count from 1, found {line[:60]!r}")
+    return track, point(frame - 1, xywh([float(item) for item in fields[2:6]]))
 
 
 def _captions(text: str) -> list[str]:

@@ -72,7 +72,8 @@ def _paco_extra(entry: Mapping[str, Any], row: dict[str, Any], document: Documen
     if not isinstance(wanted, list) or not wanted:
         return
     names = _attributes(document)
-    texts = [names[item] for item in dict.fromkeys(wanted) if isinstance(item, int) and item in names]
+    known = dict.fromkeys(item for item in wanted if isinstance(item, int) and item in names)
+    texts = [names[item] for item in known]
     row["hints"] = [*row.get("hints", []), *(hint("attribute", text) for text in texts)]
 
 

@@ -97,7 +97,8 @@ def _rows(source: Source) -> Iterator[dict[str, Any]]:
     refs = _refs(source)
     records = [ref for ref in refs if isinstance(ref, dict)]
     wanted = {number for ref in records for number in _targets(ref)}
-    annotations, sizes, categories = _instances(source, wanted, {ref.get("image_id") for ref in records})
+    images = {ref["image_id"] for ref in records if _is_id(ref.get("image_id"))}
+    annotations, sizes, categories = _instances(source, wanted, images)
     path = source.config.annotation("refs")
     for index, ref in enumerate(refs):
         if not isinstance(ref, dict) or not _is_id(ref.get("image_id")):
@@ -139,7 +140,7 @@ def _targeted(
         return row | {"bad": "empty_mask", "message": str(error)}
     except ValueError as error:
         return row | {"bad": "bad_record", "message": str(error)[:300]}
-    names = {categories.get(annotations[number].get("category_id", -1)) for number in targets}
+    names = {_category(categories, annotations[number]) for number in targets}
     label = names.pop() if len(names) == 1 else None
     if label is not None:
         row["label"] = label
@@ -184,6 +185,11 @@ def _targets(ref: Mapping[str, Any]) -> list[int]:
     if ref.get("no_target") is True:
         return []
     return [number for number in dict.fromkeys(n for n in numbers if _is_id(n)) if number >= 0]
+
+
+def _category(categories: Mapping[int, str], annotation: Mapping[str, Any]) -> str | None:
+    number = annotation.get("category_id")
+    return categories.get(number) if _is_id(number) else None
 
 
 def _phrases(sentences: Any) -> list[dict[str, str]]:
@@ -256,7 +262,8 @@ def _google_rows(source: Source) -> Iterator[dict[str, Any]]:
             yield bad(f"{source.config.name}#{key}", str(key), "bad_record", f"annotation {key} names no image")
             continue
         image = images.get(str(number), {})
-        raw = [texts.get(str(item)) for item in entry.get("refexp_ids") or []]
+        given = entry.get("refexp_ids")
+        raw = [texts.get(str(item)) for item in given] if isinstance(given, list) else []
         row: dict[str, Any] = {
             "uri": _file(source, number, {})[0],
             "source_id": str(entry.get("annotation_id", key)),
@@ -266,7 +273,7 @@ def _google_rows(source: Source) -> Iterator[dict[str, Any]]:
             "hints": _phrases(raw),
         }
         target = instances.get(int(key), {}) if str(key).isdigit() else {}
-        label = categories.get(entry.get("category_id") or target.get("category_id") or -1)
+        label = _category(categories, entry) or _category(categories, target)
         if label is not None:
             row["label"], row["hints"] = label, [hint("label", label), *row["hints"]]
         try:

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from stages.ingest import jsonstream
-from stages.ingest.base import Adapter, Source, SourceError, batches, numbers
+from stages.ingest.base import Adapter, Source, SourceError, batches, whole
 from stages.ingest.coco import bad, listed
 from stages.ingest.listing import list_files
 from stages.ingest.tracks import first_visible, mask_point
@@ -127,8 +127,8 @@ def _track(frames: Any, k: int) -> list[dict[str, Any]]:
 
 def _name(value: Any) -> str:
     try:
-        return str(int(numbers([value])[0]))
-    except (ValueError, OverflowError):
+        return str(whole(value))
+    except ValueError:
         return str(value)
 
 

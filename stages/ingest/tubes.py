@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from stages.ingest import jsonstream
-from stages.ingest.base import Adapter, Source, SourceError, batches, numbers, xywh
+from stages.ingest.base import Adapter, Source, SourceError, batches, numbers, whole, xywh
 from stages.ingest.coco import bad, hint, listed, spoken
 from stages.ingest.jsonstream import BadItem
 from stages.ingest.listing import MediaRoots
@@ -117,7 +117,7 @@ def _vidstg_row(source: Source, entry: Mapping[str, Any], vidor: Any, caption: A
 def _span(trajectories: list[Any], target: Any, span: Any) -> list[dict[str, Any]]:
     if not isinstance(span, dict):
         raise ValueError("`temporal_gt` must be {begin_fid, end_fid}")
-    begin, end = (int(item) for item in numbers([span.get("begin_fid"), span.get("end_fid")]))
+    begin, end = whole(span.get("begin_fid")), whole(span.get("end_fid"))
     if not 0 <= begin < end:
         raise ValueError(f"the span {begin} to {end} is empty")
     points = []
@@ -193,7 +193,7 @@ def _tube(record: Any, row: dict[str, Any]) -> None:
     boxes = record.get("bbox")
     if not isinstance(boxes, list) or not boxes:
         raise ValueError("the record has no boxes")
-    start = int(numbers([record.get("st_frame")])[0])
+    start = whole(record.get("st_frame"))
     if start < 1:
         raise ValueError(f"st_frame counts from 1, found {start}")
     row["track"] = [point(start - 1 + i, xywh(box)) for i, box in enumerate(boxes)]
