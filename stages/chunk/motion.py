@@ -19,6 +19,8 @@ Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
 PLACE, COLOUR = slice(0, 2), slice(4, 7)
 """Of the features x, y, log size, turn and, where pixels are read, L, a, b."""
+_TREND = 3.0
+"""A change is told when it is this many times the spread around its line (a line tells half the variance at 3.5)."""
 _MIN_SPEED = 0.01
 """Of the diagonal a second: slower is drift, not motion."""
 
@@ -175,38 +177,40 @@ def _told(stretch: _Stretch, cuts: list[int], config: ChunkConfig) -> list[Span]
     met = crossings(lines, times[np.maximum(after - 2, 0)], times[np.minimum(after + 1, len(times) - 1)])
     edges = np.concatenate(([stretch.start_s], np.maximum.accumulate(met), [stretch.end_s]))
     changes = lines.slope * stretch.noise * np.diff(edges)[:, None]
-    wandering = _wandering(lines, stretch)
+    spreads = _spreads(lines, stretch)
     spans = [
-        _span(start, end, change, float(spread), config.motion)
-        for start, end, change, spread in zip(edges.tolist(), edges[1:].tolist(), changes, wandering, strict=False)
+        _span(start, end, change, spread, config.motion)
+        for start, end, change, spread in zip(edges.tolist(), edges[1:].tolist(), changes, spreads, strict=False)
     ]
     return merged(spans) if config.merge else spans
 
 
-def _span(start_s: float, end_s: float, change: Floats, wandering: float, config: MotionConfig) -> Span:
+def _span(start_s: float, end_s: float, change: Floats, spread: Floats, config: MotionConfig) -> Span:
+    """Words for what changes over a span where a straight line tells most of it: limbs wave, and nothing turns."""
     dx, dy, scale, turn = change[:4].tolist()
     distance = float(np.hypot(dx, dy))
     words = []
     if distance >= config.move and distance >= _MIN_SPEED * (end_s - start_s):
         words.append(f"moving {direction(dx, dy)}")
-    elif wandering >= config.move:
+    elif float(np.hypot(*spread[PLACE])) >= config.move:
         words.append("moving about")
-    if abs(scale) >= config.scale:
+    if abs(scale) >= max(config.scale, _TREND * float(spread[2])):
         words.append("growing" if scale > 0 else "shrinking")
-    if abs(turn) >= config.turn:
+    if abs(turn) >= max(config.turn, _TREND * float(spread[3])):
         words.append("turning")
     if len(change) > 4 and float(np.linalg.norm(change[COLOUR])) >= config.colour:
         words.append("changing colour")
     return Span(start_s, end_s, motion=", ".join(words) or "still", displacement=distance)
 
 
-def _wandering(lines: Lines, stretch: _Stretch) -> Floats:
-    """For each line the spread of the place around it, in fractions of the diagonal."""
-    count = len(stretch.track.times)
-    line = np.repeat(np.arange(len(lines.first)), np.diff(np.append(lines.first, count)))
-    expected = lines.offset[line, PLACE] + lines.slope[line, PLACE] * stretch.track.times[:, None]
-    gap = (stretch.track.values[:, PLACE] - expected) * stretch.noise[PLACE]
-    spread: Floats = np.sqrt(np.add.reduceat((gap**2).sum(1), lines.first) / np.bincount(line))
+def _spreads(lines: Lines, stretch: _Stretch) -> Floats:
+    """For each line the root mean square distance of the features from it, (m, d), in their own units."""
+    track = stretch.track
+    line = np.repeat(np.arange(len(lines.first)), np.diff(np.append(lines.first, len(track.times))))
+    gap = (track.values - lines.offset[line] - lines.slope[line] * track.times[:, None]) * stretch.noise
+    total = np.add.reduceat(track.weights * gap**2, lines.first, axis=0)
+    weight = np.add.reduceat(track.weights, lines.first, axis=0)
+    spread: Floats = np.sqrt(total / np.maximum(weight, 1e-9))
     return spread
 
 
