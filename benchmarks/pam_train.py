@@ -2,9 +2,9 @@
 
     python benchmarks/pam_train.py --size 1.5b --out OUT
 
-Tokens are rows of the language model's sequences (visual and text). MFU counts 6 FLOP a weight of its matrices and token
-(the vocabulary only where there are labels) and 6 x layers x width x length for causal attention, over the whole step:
-decoding, SAM 2 and the optimizer are in the time and not in the FLOPs.
+Tokens are rows of the language model's sequences (visual and text). MFU counts 6 FLOP a weight of its matrices and
+token (the vocabulary only where there are labels) and 6 x layers x width x length for causal attention, over the whole
+step: decoding, SAM 2 and the optimizer are in the time and not in the FLOPs.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ def main() -> None:
         precision="bf16" if device.type == "cuda" else "fp32",
         gradient_checkpointing=True,
     )
-    trainer = Trainer(config, World(device=device), _sam(tiny, device))
+    sam = _sam(tiny, device)
+    with device:
+        trainer = Trainer(config, World(device=device), sam)
     figures = run(trainer, args.steps)
     head = {"benchmark": "pam_train", "size": args.size, "date": date.today().isoformat(), "commit": args.commit}
     head |= {"hardware": torch.cuda.get_device_name() if device.type == "cuda" else "CPU", "torch": torch.__version__}

@@ -125,6 +125,7 @@ def batches(data: StepData, start: int, workers: int = 0) -> Iterator[list[Micro
         batch_size=None,
         sampler=rest,
         num_workers=workers,
+        prefetch_factor=1,
         multiprocessing_context="spawn",
         generator=torch.Generator(),
     )

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.vision import Features, FrozenSam, Prompt, Taps, shown_frames
+from model.vision import Features, FrozenSam, Prompt, shown_frames
 from schemas.keys import digest_value
 
-_CHUNK = 16
+_CHUNK = 256
 """Frames encoded together."""
 
 
@@ -116,31 +116,35 @@ def _images(sam: FrozenSam, sights: Sequence[Sight]) -> list[Shown]:
 
 
 def _clips(sam: FrozenSam, sights: Sequence[Sight], frames: int) -> list[Shown]:
-    """Clips with as many frames and prompts alike are tracked side by side."""
-    groups: dict[tuple[int, bool, int, tuple[int, int] | None], list[int]] = {}
+    """Clips whose prompts are alike are tracked side by side."""
+    groups: dict[tuple[bool, int, tuple[int, int] | None], list[int]] = {}
     for at, sight in enumerate(sights):
         mask = sight.prompt.mask
-        alike = (sight.prompt.box is not None, len(sight.prompt.points), mask.shape if mask is not None else None)
-        groups.setdefault((len(_pixels(sight)), *alike), []).append(at)
+        shape = (mask.shape[0], mask.shape[1]) if mask is not None else None
+        groups.setdefault((sight.prompt.box is not None, len(sight.prompt.points), shape), []).append(at)
     out: dict[int, Shown] = {}
-    for (count, *_), members in groups.items():
-        some = [sights[at] for at in members]
-        for at, shown in zip(members, _side_by_side(sam, some, count, frames), strict=True):
+    for members in groups.values():
+        for at, shown in zip(members, _side_by_side(sam, [sights[at] for at in members], frames), strict=True):
             out[at] = shown
     return [out[at] for at in range(len(sights))]
 
 
-def _side_by_side(sam: FrozenSam, sights: Sequence[Sight], count: int, frames: int) -> list[Shown]:
-    wanted = shown_frames(count, frames)
-    tracker = sam.tracker([s.prompt for s in sights], [s.size for s in sights], count)
-    kept: dict[int, Taps] = {}
-    for at in range(count):
-        taps = tracker.step(_encode(sam, np.stack([_pixels(s)[at] for s in sights])))
-        if at in wanted:
-            kept[at] = taps
-    embed = torch.stack([kept[at].embed for at in wanted], dim=1)
-    tokens = torch.stack([kept[at].tokens for at in wanted], dim=1)
-    return [Shown(embed[at], tokens[at]) for at in range(len(sights))]
+def _side_by_side(sam: FrozenSam, sights: Sequence[Sight], frames: int) -> list[Shown]:
+    """Shorter clips stand still at their end while longer ones run on: what was seen before does not change by it."""
+    counts = [len(_pixels(s)) for s in sights]
+    wanted = [shown_frames(count, frames) for count in counts]
+    tracker = sam.tracker([s.prompt for s in sights], [s.size for s in sights])
+    kept: list[dict[int, tuple[Tensor, Tensor]]] = [{} for _ in sights]
+    for at in range(max(counts)):
+        pixels = np.stack([_pixels(s)[min(at, count - 1)] for s, count in zip(sights, counts, strict=True)])
+        taps = tracker.step(_encode(sam, pixels))
+        for which, needed in enumerate(wanted):
+            if at in needed:
+                kept[which][at] = taps.embed[which], taps.tokens[which]
+    return [
+        Shown(torch.stack([k[at][0] for at in w]), torch.stack([k[at][1] for at in w]))
+        for k, w in zip(kept, wanted, strict=True)
+    ]
 
 
 def _encode(sam: FrozenSam, squares: np.ndarray) -> Features:

@@ -133,7 +133,7 @@ class PAM:
         wanted = shown_frames(count, self.pam.config.video_frames)
         kept: dict[int, Taps] = {}
         found: list[Rle | None] = []
-        tracker = self.sam.tracker([prompt], [size], count)
+        tracker = self.sam.tracker([prompt], [size])
         for at, features in enumerate(self.frame_features(frames, range(count))):
             taps = tracker.step(features)
             found += self.rle(taps, size)

@@ -92,7 +92,7 @@ class _Clip:
                 carried = self._prompt(seen)
             if self.first is None:
                 self.first = at
-                self.tracker = self.pam.sam.tracker([_given(carried)], [self.size], len(self.clip) - at)
+                self.tracker = self.pam.sam.tracker([_given(carried)], [self.size])
             taps = _given(self.tracker).step(features)
             self.masks += self.pam.rle(taps, self.size)
             self._keep(at, taps)

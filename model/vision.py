@@ -24,8 +24,9 @@ _STD = (0.229, 0.224, 0.225)
 _STABILITY_DELTA, _STABILITY_THRESHOLD = 0.05, 0.98
 _BOX_CORNERS = (2, 3)
 """SAM 2 reads a box as two points with these labels."""
-_POINTER_REACH = 16
-"""SAM 2's object pointers look back this many frames; older memories are never read again."""
+REACH = 16
+"""SAM 2's object pointers look back this many frames; older memories are never read again. It takes the number of a
+clip's frames only to shorten that reach; PAM's clips have 16 or more, so a tracker is always told 16."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,7 @@ class FrozenSam(nn.Module):
         for features in frames:
             yield tracker.step(features)
 
-    def tracker(self, prompts: Sequence[Prompt], sizes: Sequence[Any], count: int) -> Tracker:
+    def tracker(self, prompts: Sequence[Prompt], sizes: Sequence[Any], count: int = REACH) -> Tracker:
         """The same frame by frame, for callers that hold the frames."""
         return Tracker(self, prompts, sizes, count)
 
@@ -296,7 +297,7 @@ class Tracker:
         """The taps of the next frame; `features` has one picture a target."""
         taps, out = self._sam._step(features, self._at, self._inputs, self._memory, self._count, remember=True)
         self._memory["non_cond_frame_outputs" if self._at else "cond_frame_outputs"][self._at] = out
-        self._memory["non_cond_frame_outputs"].pop(self._at - _POINTER_REACH, None)
+        self._memory["non_cond_frame_outputs"].pop(self._at - REACH, None)
         self._inputs = None
         self._at += 1
         return taps
