@@ -163,7 +163,9 @@ def plan(
 
 def sample_rows(units: pa.Table, count: int) -> pa.Table:
     """At most `count` rows, spread evenly over a table: the same rows every time."""
-    picked = np.unique(np.linspace(0, len(units) - 1, min(count, len(units))).round().astype(int)) if len(units) else []
+    if not len(units):
+        return units
+    picked = np.unique(np.linspace(0, len(units) - 1, min(count, len(units))).round().astype(int))
     return units.take(pa.array(picked, pa.int64()))
 
 

@@ -153,16 +153,15 @@ def _clusters(lab: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np
             break
         # The 95th percentile, not the farthest: a single odd pixel is no colour of the target.
         centres.append(lab[int(np.abs(gap - np.quantile(gap, 0.95)).argmin())])
-    current: NDArray[np.float32] = np.stack(centres)
+    current = np.stack(centres)
     owner = np.zeros(len(lab), np.int64)
     for _ in range(_ROUNDS):
         owner = np.linalg.norm(lab[:, None] - current[None], axis=2).argmin(axis=1)
-        moved = np.stack(
-            [lab[owner == i].mean(axis=0) if (owner == i).any() else current[i] for i in range(len(current))]
-        )
+        means = [lab[owner == i].mean(axis=0) if (owner == i).any() else current[i] for i in range(len(current))]
+        moved = np.asarray(means, np.float32)
         if np.allclose(moved, current, atol=0.1):
             break
-        current = moved.astype(np.float32)
+        current = moved
     return current, owner
 
 

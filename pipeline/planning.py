@@ -1,0 +1,133 @@
+"""The plan of a run's corpus: what is pending where masks and events exist, what the sources' own marks say before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+
+from pipeline import corpus as frames
+from pipeline.engine import Corpus
+from pipeline.plan import DEFAULT_SAMPLE, Asked, Local, Plan, plan
+from schemas.arrow import to_table
+from schemas.base import Box
+from schemas.caption import Language, Task
+from schemas.event import Event
+from schemas.geometry import FrameMask, Rle, TrackPoint
+from schemas.keys import digest_value
+from schemas.mask import Mask
+from stages.distill.stage import DistillStage
+from stages.masks import area, from_polygons
+
+
+def plan_corpus(corpus: Corpus, sample: int = DEFAULT_SAMPLE) -> Plan:
+    """The plan of all captions that a run still lacks. Needs the rows of ingest and select; asks nobody.
+
+    Before refine has run, the sources' masks, polygons and boxes stand in for the refined masks, and a masklet of which
+    streaming captions are asked counts as a range of events.
+    """
+    refined = not len(corpus.refine.pending()) and not len(corpus.chunk.pending())
+    asked = _pending(corpus) if refined else _expected(corpus, sample)
+    return plan(corpus.config.teacher, asked, _local(corpus), sample)
+
+
+def _pending(corpus: Corpus) -> list[Asked]:
+    return [
+        Asked(step.stage, total=len(units), units=units)
+        for step in corpus.distill.values()
+        if len(units := step.pending()) and isinstance(step.stage, DistillStage)
+    ]
+
+
+def _expected(corpus: Corpus, sample: int) -> list[Asked]:
+    default, asked = corpus.config.default_asked(), corpus.config.asked()
+    found = []
+    for pair, stage in corpus.stages.distill.items():
+        wanted = frames.asked_of(corpus.located, asked, default, *pair)
+        if len(wanted) and isinstance(stage, DistillStage):
+            units = _rough_units(corpus, wanted, pair, sample)
+            found.append(Asked(stage, total=len(wanted), units=units, events_assumed=pair[0] == "stream"))
+    return found
+
+
+def _rough_units(corpus: Corpus, wanted: pl.DataFrame, pair: tuple[Task, Language], sample: int) -> Any:
+    """Units of a spread sample of regions, their sources' marks in place of refined masks."""
+    step = max(1, len(wanted) // (2 * sample))
+    some = wanted.gather_every(step)
+    masks = [mask for row in some.iter_rows(named=True) if (mask := rough_mask(row)) is not None]
+    events = [_whole_event(mask) for mask in masks if mask.frames]
+    return frames.distill_units(
+        frames.masked(some, _frame(masks, Mask)), _frame(events, Event), *pair, corpus.stages.distill[pair].unit
+    )
+
+
+def rough_mask(row: Mapping[str, Any]) -> Mask | None:
+    """What a region's own source says of its mask, as a mask row; None where it says nothing that can be drawn.
+
+    `row` is a region with its media's `width` and `height` in pixels.
+    """
+    height, width = int(row["height"]), int(row["width"])
+    key = digest_value(["plan", row["region_key"]])
+    common: dict[str, Any] = {
+        "mask_key": key, "region_key": row["region_key"], "media_key": row["media_key"], "backend": "plan",
+        "input_digest": key, "digest": key, "frame_index": row["frame_index"], "time_s": row["time_s"],
+    }  # fmt: skip
+    track = [TrackPoint.model_validate(point) for point in row["track"] or ()]
+    mask = _drawn(row["mask"], row["polygons"], row["box"], height, width)
+    if not track:
+        return None if mask is None else Mask(**common, mask=mask, box=row["box"])
+    shown = []
+    for point in track:
+        rle = point.mask or _drawn(None, None, point.box, height, width)
+        share = area(rle) / (height * width) if rle else 0.0
+        shown.append(
+            FrameMask(
+                frame_index=point.frame_index, time_s=point.time_s, visible=share > 0, box=point.box,
+                mask=rle if share > 0 else None, area_share=share,
+            )
+        )  # fmt: skip
+    first = next((frame.mask for frame in shown if frame.mask is not None), None)
+    return Mask(**common, mask=mask or first, box=row["box"], frames=shown)
+
+
+def _drawn(
+    mask: Mapping[str, Any] | None, polygons: list[list[float]] | None, box: Box | None, height: int, width: int
+) -> Rle | None:
+    if mask is not None:
+        return Rle.model_validate(mask)
+    if polygons:
+        return from_polygons(polygons, height, width)
+    if box is not None:
+        x0, y0, x1, y1 = box
+        return from_polygons([[x0, y0, x1, y0, x1, y1, x0, y1]], height, width)
+    return None
+
+
+def _whole_event(mask: Mask) -> Event:
+    """One event over the whole masklet: what an event's prompt looks like before there are any."""
+    shown = mask.frames or []
+    key = digest_value(["plan event", mask.region_key])
+    return Event(
+        event_key=key, region_key=mask.region_key, media_key=mask.media_key, event_index=0, num_events=1,
+        start_frame=shown[0].frame_index, end_frame=shown[-1].frame_index, start_s=shown[0].time_s,
+        end_s=shown[-1].time_s, visible_share=1.0, motion="still", backend="plan", input_digest=key, digest=key,
+    )  # fmt: skip
+
+
+def _frame(rows: list[Any], model: type[Any]) -> pl.DataFrame:
+    return pl.DataFrame(pl.from_arrow(to_table(rows, model)))
+
+
+def _local(corpus: Corpus) -> Local:
+    media, located = corpus.media, corpus.located
+    images = located.filter(pl.col("kind") == "image")["media_key"].n_unique()
+    videos = located.filter(pl.col("kind") == "video").unique("media_key")
+    used = media.join(located.select("media_key").unique(), on="media_key", how="semi")
+    return Local(
+        images=images,
+        video_frames=int(videos["num_frames"].sum()),
+        regions=len(located),
+        media_bytes=int(used["num_bytes"].sum()),
+        refine=corpus.config.refine.backend,
+    )
