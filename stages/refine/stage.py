@@ -11,9 +11,11 @@ from schemas.arrow import from_table, to_table
 from schemas.mask import Mask
 from stages.base import Resources, Stage, groups
 from stages.refine.config import RefineConfig
+from stages.refine.flow import FlowTracker
 from stages.refine.grabcut import GrabCut
 from stages.refine.images import refine_images
 from stages.refine.seeds import RefineUnit
+from stages.refine.videos import refine_video
 from stages.sam2.checkpoint import checkpoint_identity
 
 
@@ -36,6 +38,7 @@ class RefineStage(Stage):
     def __init__(self, config: RefineConfig) -> None:
         self.config = config
         self._refiner: Any = None
+        self._tracker: Any = None
         if config.backend == "sam2":
             from stages.sam2.device import resolve_device  # torch is heavy: only where it is used
 
@@ -61,10 +64,13 @@ class RefineStage(Stage):
         """Loads the back end; raises `CheckpointError`, which says how to get the weights, where they are missing."""
         if self.config.backend == "grabcut":
             self._refiner = GrabCut(self.config.grabcut_side, self.config.grabcut_steps)
+            self._tracker = FlowTracker()
         else:
             from stages.sam2.images import FastImages
+            from stages.sam2.video import FastVideo
 
             self._refiner = FastImages.load(self.config)
+            self._tracker = FastVideo(self._refiner.model, self._refiner.encoder, self.config)
 
     def process(self, units: pa.Table) -> Iterator[pa.Table]:
         """Rows an image, or a video's segment, at a time."""
@@ -76,6 +82,10 @@ class RefineStage(Stage):
             refined = self._refiner.refine_images(images)
         for rows in refined:
             yield to_table(rows, Mask)
+        for group in media:
+            if group[0].kind == "video":
+                for rows in refine_video(group, self._refiner, self._tracker, self.config):
+                    yield to_table(rows, Mask)
 
 
 def build_refine(config: RefineConfig) -> RefineStage:
