@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from jobs import building, exchange, keeping, looking
+from jobs import building, exchange, keeping, looking, quality
 
 app = typer.Typer(
     name="perceive",
@@ -15,7 +15,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-for module in (building, looking, keeping, exchange):
+for module in (building, looking, quality, keeping, exchange):
     module.add_to(app)
 
 

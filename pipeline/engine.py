@@ -144,7 +144,10 @@ def build_stages(config: EngineConfig, forgive_before: float = 0.0) -> Stages:
             pair: build_distill(config.teacher, config.captions, *pair, ledger, config.storage_options, forgive_before)
             for pair in sorted(pairs)
         },
-        score={group: build_score(group, config.score) for group in active_groups(config.score)},
+        score={
+            group: build_score(group, config.score, config.storage_options, ledger)
+            for group in active_groups(config.score)
+        },
     )
 
 

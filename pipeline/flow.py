@@ -14,6 +14,7 @@ from pipeline.work import Node
 from schemas.arrow import arrow_schema
 from schemas.caption import Language, Task
 from schemas.event import Event
+from stages.base import AsyncStage, Stage
 
 Derive = Callable[[pa.Table], pa.Table]
 
@@ -45,12 +46,11 @@ def score_captions(session: Session) -> None:
     session.snapshot()
 
 
-def pool_of(name: str, num_gpus: float) -> str:
-    """GPU stages have a pool each, teachers share one that waits on the network, all others share the CPUs."""
-    stage = name.partition("/")[0]
-    if num_gpus:
-        return f"gpu-{stage}"
-    return "net" if stage == "distill" else "cpu"
+def pool_of(stage: Stage, name: str) -> str:
+    """GPU stages have a pool each, those that wait on a network share one, all others share the CPUs."""
+    if stage.resources.num_gpus:
+        return f"gpu-{name.partition('/')[0]}"
+    return "net" if isinstance(stage, AsyncStage) and stage.waits else "cpu"
 
 
 def _node(session: Session, step: Step, after: str | None = None, derive: Derive | None = None) -> Node:
@@ -64,7 +64,7 @@ def _node(session: Session, step: Step, after: str | None = None, derive: Derive
         table=stage.table,
         fingerprint=step.fingerprint,
         units=session.limited(units, stage),
-        pool=pool_of(step.name, stage.resources.num_gpus),
+        pool=pool_of(stage, step.name),
         after=after,
         derive=derive if after else None,
     )

@@ -89,6 +89,8 @@ class AsyncStage(Stage):
     """
 
     in_flight: int = 64
+    waits: bool = True
+    """False where the work is the CPU's after all: then it runs among the CPU stages."""
     _loop: asyncio.AbstractEventLoop
     _slots: asyncio.Semaphore
 

@@ -1,0 +1,84 @@
+"""Prints plans and prompts."""
+
+from __future__ import annotations
+
+import polars as pl
+import pyarrow as pa
+from rich.table import Table
+
+from jobs.console import out
+from pipeline.config import EngineConfig
+from pipeline.estimate import plan_of
+from pipeline.looking import open_corpus
+from pipeline.plan import Plan, Range
+from pipeline.settings import ConfigError
+from prompts.loader import load
+from schemas.arrow import from_table
+from stages.base import UnitError
+from stages.distill.stage import DistillStage
+
+
+def plan_run(config: EngineConfig, sample: int) -> Plan:
+    """The plan of a run as it stands."""
+    return plan_of(open_corpus(config), sample)
+
+
+def show_plan(plan: Plan) -> None:
+    """Prints a plan: a row a task, then local work, disk and warnings. Ranges are low, likely, high."""
+    table = Table(title=f"{plan.teacher} {plan.model}, prices of {plan.price_date}", header_style="bold")
+    for name in ("task", "captions", "calls", "tokens in", "tokens out", "online $", "batch $"):
+        table.add_column(name, justify="left" if name == "task" else "right")
+    for task in plan.tasks:
+        ranges = (task.calls, task.prompt_tokens, task.completion_tokens)
+        money = (task.online_usd, task.batch_usd)
+        table.add_row(f"{task.task} {task.language}", f"{task.captions:,}", *(_whole(r) for r in ranges),
+                      *(_dollars(r) for r in money))  # fmt: skip
+    table.add_row("all", "", "", "", "", _dollars(plan.online_usd), _dollars(plan.batch_usd))
+    out.print(table)
+    for local in plan.local:
+        out.print(f"{local.stage}: {local.items:,} {local.unit}, {local.hours.likely:.2f} hours ({local.assumes})")
+    disk = plan.disk
+    out.print(
+        f"disk: tables {disk.tables / 1e6:.0f} MB, ledger {disk.ledger / 1e6:.0f} MB, shards {disk.shards / 1e6:.0f} MB"
+    )
+    for warning in plan.warnings:
+        out.print(f"[yellow]note:[/] {warning}")
+
+
+def _whole(value: Range) -> str:
+    return f"{value.likely:,.0f} ({value.low:,.0f}-{value.high:,.0f})"
+
+
+def _dollars(value: Range | None) -> str:
+    return "unknown" if value is None else f"{value.likely:,.2f} ({value.low:,.2f}-{value.high:,.2f})"
+
+
+def template_text(prompt_id: str) -> str:
+    """A prompt's sections as they are written, with its hash."""
+    prompt = load(prompt_id)
+    sections = "\n\n".join(f"## {name}\n{text}" for name, text in prompt.sections.items())
+    return f"# {prompt.id}, version {prompt.version}, {prompt.hash.hex()}\n\n{sections}"
+
+
+def rendered_prompt(prompt_id: str, config: EngineConfig, key: str | None) -> str:
+    """The first request of a caption of the run, as the teacher would get it. Raises `ConfigError` if there is none."""
+    task, _, language = prompt_id.partition(".")
+    now = open_corpus(config)
+    steps = {f"{pair[0]}.{pair[1]}": step for pair, step in now.distill.items()}
+    if prompt_id not in steps:
+        raise ConfigError(f"the run asks no {task} in {language}; it asks {', '.join(steps)}")
+    step = steps[prompt_id]
+    frame = pl.DataFrame(pl.from_arrow(step.units)).with_row_index("row")
+    chosen = [r["row"] for r in frame.iter_rows(named=True) if not key or r["caption_key"].hex().startswith(key)]
+    if not chosen:
+        raise ConfigError(f"the run has no caption {key or ''} of {prompt_id} with a mask yet")
+    assert isinstance(step.stage, DistillStage)
+    unit = from_table(step.units.take(pa.array(chosen[:1])), step.stage.unit)
+    request = step.stage.preview(unit)[0]
+    if isinstance(request, UnitError):
+        raise ConfigError(f"the request cannot be rendered: {request}")
+    lines = [f"# {prompt_id}, request {request.digest.hex()}"]
+    for message in request.messages:
+        pictures = f" [{len(message.pictures)} pictures]" if message.pictures else ""
+        lines.append(f"\n## {message.role}{pictures}\n{message.text}")
+    return "\n".join(lines)
