@@ -27,7 +27,7 @@ BATCH = 50_000
 SAMPLE = 3_000
 WORDS = (
     "red blue green small large round square old wooden metal dog cat person car cup table chair tree wall grass left",
-    "right upper lower stands lies moves holds looks turns runs beside under near with and of the a on its surface edge",
+    "right upper lower stands lies moves holds looks turns runs beside under near with and of the a on its surface",
     "shadow light dark smooth striped handle wheel window door leaf stone water sky hand face jacket hat street",
 )
 CHARACTERS = (

@@ -63,10 +63,10 @@ class Bounds(BaseModel):
 
 
 class Override(Bounds):
-    """Other bounds for a scope; a bound that is not named keeps the check's. `off` switches the check off there."""
+    """Other bounds for a scope; a bound that is not named keeps the check's. `skip` leaves the check out there."""
 
     when: Scope
-    off: bool = False
+    skip: bool = False
 
 
 class Check(Bounds):
@@ -101,7 +101,7 @@ class Check(Bounds):
         matching = [override for override in self.overrides if override.when.matches(source, task, language)]
         if not matching:
             return self.given() or None
-        return None if matching[-1].off else (self.given() | matching[-1].given()) or None
+        return None if matching[-1].skip else (self.given() | matching[-1].given()) or None
 
 
 class Cap(BaseModel):

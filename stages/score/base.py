@@ -86,7 +86,7 @@ class ScoreStage(Stage):
     group_by: ClassVar[tuple[str, ...]] = ("caption_key",)
     batch_groups: int = 20_000
 
-    def __init__(self, rules: tuple[Rule, ...]) -> None:
+    def __init__(self, rules: tuple[Rule, ...] = ()) -> None:
         declared = set(score_columns(self.row))
         filled = [column for rule in rules for column in rule.columns]
         if unknown := sorted(set(filled) - declared):

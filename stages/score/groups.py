@@ -21,10 +21,13 @@ from stages.score.similarity import CropStage, GroundingStage
 from stages.score.target import TargetStage
 from stages.score.text import TextStage
 
+PLAIN: tuple[type[ScoreStage], ...] = (TextStage, MaskStage, TargetStage)
+"""Groups made without arguments: a new group of rules that needs no model is named here, and nowhere else."""
+
 GROUPS: tuple[type[ScoreStage] | type[JudgeStage], ...] = (
-    TextStage, MaskStage, TargetStage, PixelStage, EmbeddingStage, CropStage, GroundingStage, JudgeStage,
+    *PLAIN, PixelStage, EmbeddingStage, CropStage, GroundingStage, JudgeStage,
 )  # fmt: skip
-ALWAYS = ("text", "mask", "target", "pixels")
+ALWAYS = (*(stage.group for stage in PLAIN), "pixels")
 OPTIONAL = ("embeddings", "crops", "grounding", "judge")
 
 
@@ -68,13 +71,10 @@ def build_score(
 
     Raises `ValueError` for a group that does not exist or is not configured.
     """
+    for stage in PLAIN:
+        if stage.group == group:
+            return stage()
     match group:
-        case "text":
-            return TextStage()
-        case "mask":
-            return MaskStage()
-        case "target":
-            return TargetStage()
         case "pixels":
             return PixelStage(storage_options)
         case "embeddings" if config.embeddings is not None:

@@ -106,7 +106,7 @@ def test_overrides_by_task_language_and_source() -> None:
         "only": {"task": ["brief", "stream"]},
         "overrides": [
             {"when": {"language": "zh"}, "min": 8},
-            {"when": {"source": "lvis"}, "off": True},
+            {"when": {"source": "lvis"}, "skip": True},
             {"when": {"source": "lvis", "task": "stream"}, "min": 2},
         ],
     }
