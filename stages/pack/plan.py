@@ -21,6 +21,7 @@ from schemas.keys import digest_columns, digest_value, hash_binary
 from stages.pack.config import PackConfig
 from stages.pack.frames import PackFrames, to_ipc
 from stages.pack.records import PackUnit
+from stages.pack.samples import COLUMNS
 from stages.pack.select import exclusions, kept_captions
 from stages.pack.shards import cut, layout_digest, planned_media, record_bytes
 
@@ -148,7 +149,7 @@ _ORDER = {
 
 
 def _ordered(name: str, frame: pl.DataFrame, members: pl.DataFrame) -> pl.DataFrame:
-    frame = frame.join(members, on="media_key", how="inner")
+    frame = frame.select(COLUMNS[name]).join(members, on="media_key", how="inner")
     return frame.sort("ordinal", "position", *_ORDER[name], maintain_order=True)
 
 

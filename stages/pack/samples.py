@@ -9,12 +9,29 @@ import polars as pl
 
 from schemas.base import SCHEMA_VERSION
 from schemas.caption import TASKS
-from schemas.sample import Sample, SampleCaption, SampleEvent, SampleMedia, SampleRegion
+from schemas.sample import Sample, SampleCaption, SampleEvent
 
-Rows = list[dict[str, Any]]
+Row = dict[str, Any]
+Rows = list[Row]
 
 _MASK_FACTS = ("predicted_iou", "stability", "seed_agreement", "mask_source")
 _REGION_FACTS = ("region_key", "source", "source_id", "split", "licence", "label")
+_EVENT_FIELDS = tuple(SampleEvent.model_fields)
+_CAPTION_FIELDS = tuple(SampleCaption.model_fields)
+
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "media": (
+        "media_key", "uri", "portable", "kind", "width", "height", "encoding", "orientation", "num_frames", "fps",
+        "form", "clip_indices", "pack_split", "group_key",
+    ),
+    "regions": (*_REGION_FACTS, "media_key", "frame_index", "time_s", "box", "points"),
+    "masks": (
+        *_MASK_FACTS, "region_key", "media_key", "digest", "segment", "frame_index", "time_s", "box", "mask", "frames",
+    ),
+    "events": (*_EVENT_FIELDS, "region_key", "media_key"),
+    "captions": (*_CAPTION_FIELDS, "region_key", "media_key"),
+}  # fmt: skip
+"""What a shard's bodies hold of each table."""
 
 
 def samples_of(
@@ -35,7 +52,9 @@ def samples_of(
             for region in sorted(regions_of.get(row["media_key"], []), key=lambda found: bytes(found["region_key"]))
             if (key := region["region_key"]) in captions_of
         ]
-        yield row, Sample(schema_version=SCHEMA_VERSION, media=_media(row), regions=packed)
+        # Validated in one go: a call for each nested record costs several times as much.
+        sample = {"schema_version": SCHEMA_VERSION, "media": _media(row), "regions": packed}
+        yield row, Sample.model_validate(sample)
 
 
 def _by(rows: Rows, name: str) -> dict[bytes, Rows]:
@@ -45,44 +64,44 @@ def _by(rows: Rows, name: str) -> dict[bytes, Rows]:
     return found
 
 
-def _media(row: dict[str, Any]) -> SampleMedia:
-    return SampleMedia(
-        media_key=row["media_key"],
-        uri=row["portable"],
-        kind=row["kind"],
-        width=row["width"],
-        height=row["height"],
-        encoding="jpg" if row["form"] == "clip" else row["form"],
-        num_frames=row["num_frames"],
-        fps=row["fps"],
-        frame_indices=row["clip_indices"],
-    )
+def _media(row: Row) -> Row:
+    return {
+        "media_key": row["media_key"],
+        "uri": row["portable"],
+        "kind": row["kind"],
+        "width": row["width"],
+        "height": row["height"],
+        "encoding": "jpg" if row["form"] == "clip" else row["form"],
+        "num_frames": row["num_frames"],
+        "fps": row["fps"],
+        "frame_indices": row["clip_indices"],
+    }
 
 
-def _region(region: dict[str, Any], masks: Rows, events: Rows, captions: Rows) -> SampleRegion:
+def _region(region: Row, masks: Rows, events: Rows, captions: Rows) -> Row:
     """The prompt is the refined mask's own box and frame where there is one; the source's points stay."""
-    segments = sorted(masks, key=lambda mask: mask["segment"])
-    first = next((mask for mask in segments if mask["mask"] is not None), segments[0] if segments else region)
-    refined = first is not region and first["box"] is not None
-    prompt = first if refined else region
-    facts: dict[str, Any] = {name: region[name] for name in _REGION_FACTS}
-    facts |= {name: first.get(name) for name in _MASK_FACTS}
-    return SampleRegion(
+    segments = sorted(masks, key=lambda mask: int(mask["segment"]))
+    first = next((mask for mask in segments if mask["mask"] is not None), segments[0] if segments else None)
+    prompt = first if first is not None and first["box"] is not None else region
+    facts = {name: first[name] for name in _MASK_FACTS} if first is not None else {}
+    return {
+        **{name: region[name] for name in _REGION_FACTS},
         **facts,
-        frame_index=prompt["frame_index"],
-        time_s=prompt["time_s"],
-        box=prompt["box"],
-        points=region["points"] or [],
-        mask=first["mask"],
-        frames=[frame for segment in segments for frame in segment["frames"] or []],
-        events=[_pick(SampleEvent, event) for event in sorted(events, key=lambda event: event["event_index"])],
-        captions=[_pick(SampleCaption, caption) for caption in sorted(captions, key=_caption_order)],
-    )
+        "frame_index": prompt["frame_index"],
+        "time_s": prompt["time_s"],
+        "box": prompt["box"],
+        "points": region["points"] or [],
+        "mask": first["mask"] if first is not None else None,
+        "frames": [frame for segment in segments for frame in segment["frames"] or []],
+        "events": [
+            {name: event[name] for name in _EVENT_FIELDS}
+            for event in sorted(events, key=lambda event: int(event["event_index"]))
+        ],
+        "captions": [
+            {name: caption[name] for name in _CAPTION_FIELDS} for caption in sorted(captions, key=_caption_order)
+        ],
+    }
 
 
-def _caption_order(caption: dict[str, Any]) -> tuple[int, str, int]:
+def _caption_order(caption: Row) -> tuple[int, str, int]:
     return TASKS.index(caption["task"]), caption["language"], caption["event_index"]
-
-
-def _pick(model: type[Any], row: dict[str, Any]) -> Any:
-    return model(**{name: row[name] for name in model.model_fields})

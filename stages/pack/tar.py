@@ -40,9 +40,7 @@ class TarWriter:
 
     def add(self, key: bytes, extension: str, data: bytes) -> None:
         """One member, `<key in hexadecimal>.<extension>`. Raises `ValueError` for an extension that is no plain one."""
-        info = tarfile.TarInfo(member_name(key, extension))
-        info.size, info.mode, info.mtime = len(data), 0o644, 0
-        self._write(info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict"))
+        self._write(_header(member_name(key, extension), len(data)))
         self._write(data)
         self._write(bytes(-len(data) % _BLOCK))
 
@@ -56,6 +54,28 @@ class TarWriter:
         self._stream.write(data)
         self._sha256.update(data)
         self._size += len(data)
+
+
+def _header(name: str, size: int) -> bytes:
+    """A USTAR header of a regular file; only name and size differ from member to member."""
+    if size >= 8**11:
+        raise ValueError(f"{name} has {size} bytes, a tar member holds at most 8 GiB")
+    head = bytearray(_TEMPLATE)
+    head[: len(name)] = name.encode("ascii")
+    head[124:135] = b"%011o" % size
+    head[148:156] = b"%06o\0 " % sum(head)
+    return bytes(head)
+
+
+def _template() -> bytes:
+    info = tarfile.TarInfo("")
+    info.mode, info.mtime = 0o644, 0
+    head = bytearray(info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict"))
+    head[148:156] = b" " * 8  # the checksum counts its own field as blanks
+    return bytes(head)
+
+
+_TEMPLATE = _template()
 
 
 def write_tar(url: str, members: Iterable[tuple[bytes, str, bytes]], options: dict[str, Any] | None = None) -> Written:
