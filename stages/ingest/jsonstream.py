@@ -150,8 +150,12 @@ class _Scanner:
             match = _NAME.match(self._data, self._at)
         if match is None:
             raise self._error("expected a member name")
+        try:
+            name = decode(b'"' + match[1] + b'"')
+        except ValueError as error:
+            raise self._error(f"a member name is no JSON: {error}") from error
         self._at = match.end()
-        return match[1].decode("utf-8", "replace")
+        return str(name)
 
     def _scalar(self, name: str) -> Any:
         match = _SCALAR.match(self._data, self._at)
