@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from schemas.base import Record
 
-ChunkBackend = Literal["motion", "shots", "uniform", "file"]
+ChunkBackend = Literal["motion", "shots", "uniform", "teacher", "file"]
 
 
 class MotionConfig(Record):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,9 @@ from stages.chunk.pixels import SmallFrames, look_at
 from stages.chunk.shots import shot_starts
 from stages.chunk.spans import Span
 
+if TYPE_CHECKING:
+    from stages.teachers.config import TeacherConfig
+
 
 class ChunkUnit(Record):
     """One masklet: `frames` are the frames of all its segments; sizes are of the upright video in pixels."""
@@ -31,6 +35,7 @@ class ChunkUnit(Record):
     region_key: Key
     media_key: Key
     source_id: str | None = None
+    label: str | None = None
     uri: str
     width: int
     height: int
@@ -39,6 +44,16 @@ class ChunkUnit(Record):
     duration_s: float | None = None
     frames: list[FrameMask] | None = None
     input_digest: Key
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A unit that can be cut: its plain fields, its masklet's frames as mappings, in order, and the time they cover."""
+
+    fields: Mapping[str, Any]
+    frames: list[dict[str, Any]]
+    start_s: float
+    end_s: float
 
 
 class ChunkStage(Stage):
@@ -94,8 +109,19 @@ class ChunkStage(Stage):
             except UnitError as error:
                 events.append(_refused(plain[i], self.config, error))
         if ready:
+            if self.config.backend == "teacher":
+                self.prepare(
+                    [_masked(plain[i], units["frames"], i, found[0]) for i, found in zip(ready, whole, strict=True)]
+                )
             events += self._events([plain[i] for i in ready], whole, looks)
         yield to_table(events, Event)
+
+    def prepare(self, units: Sequence[Masked]) -> None:
+        """Called with the units of a batch before `spans_of`, by back ends that ask for spans together."""
+
+    def spans_of(self, unit: Mapping[str, Any]) -> list[tuple[float, float]]:
+        """The spans that were made elsewhere. Raises `UnitError` when there are none for this unit."""
+        return spans_for(self._spans, unit)
 
     def _look(self, unit: Mapping[str, Any], taken: Masklet, frames: pa.ChunkedArray, row: int) -> Look | None:
         """The pixels' part, where this back end and configuration read them."""
@@ -141,7 +167,7 @@ class ChunkStage(Stage):
             edges = [start_s, *cuts, end_s]
             proposed, notes = rules.repair(list(itertools.pairwise(edges)), start_s, end_s)
         else:
-            proposed, notes = rules.repair(spans_for(self._spans, unit), start_s, end_s)
+            proposed, notes = rules.repair(self.spans_of(unit), start_s, end_s)
         gone = [(span.start_s, span.end_s) for span in measured if span.absent]
         return rules.described(rules.with_absences(proposed, gone), measured), "; ".join(notes) or None
 
@@ -151,9 +177,29 @@ class ChunkStage(Stage):
         return self._shots[unit["uri"]]
 
 
-def build_chunk(config: ChunkConfig) -> ChunkStage:
-    """The chunk stage of a configuration. Raises `ValueError` for a spans file that cannot be read."""
-    return ChunkStage(config)
+def build_chunk(
+    config: ChunkConfig,
+    teacher: TeacherConfig | None = None,
+    ledger: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> ChunkStage:
+    """The chunk stage of a configuration; the back end `teacher` needs the run's teacher and its ledger.
+
+    Raises `ValueError` for a spans file that cannot be read and for a teacher that cannot see.
+    """
+    if config.backend != "teacher":
+        return ChunkStage(config)
+    if teacher is None:
+        raise ValueError("chunk backend 'teacher' needs a teacher")
+    from stages.chunk.teacher import TeacherChunkStage  # brings in all of distil: only where it is used
+    from stages.teachers.source import TeacherSource
+
+    return TeacherChunkStage(config, teacher, TeacherSource(teacher, ledger, dict(storage_options or {})))
+
+
+def _masked(unit: Mapping[str, Any], frames: pa.ChunkedArray, row: int, whole: Timeline) -> Masked:
+    ordered = sorted(frames[row].as_py(), key=lambda frame: frame["frame_index"])
+    return Masked(unit, ordered, float(whole.time_s[0]), _end_s(unit, whole))
 
 
 def _usable(found: Read | str) -> Read:
