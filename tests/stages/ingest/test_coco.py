@@ -224,3 +224,15 @@ def test_lvis_v1_finds_photos_by_coco_url(tmp_path, picture, rows_of):
     assert [(hint.kind, hint.text) for hint in row.hints] == [
         ("label", "car (automobile)"), ("label", "auto (automobile)"), ("definition", "a motor vehicle"),
     ]  # fmt: skip
+
+
+def test_annotations_and_photos_may_lie_on_a_remote_store(tmp_path, picture, rows_of):
+    import fsspec
+
+    store = fsspec.filesystem("memory")
+    store.pipe("/bucket/images/a.png", picture(tmp_path / "a.png").read_bytes())
+    store.pipe("/bucket/instances.json", Path(write(tmp_path, [annotation(1)]).annotation()).read_bytes())
+    config = SourceConfig(format="coco", annotations="memory://bucket/instances.json", media="memory://bucket/images")
+    (row,) = rows_of(config)
+    assert (row.status, row.uri) == ("ok", "memory://bucket/images/a.png")
+    assert source_state(config) == source_state(config)
