@@ -10,7 +10,8 @@ from typing import Any
 
 from schemas.base import Record
 from schemas.caption import Usage
-from stages.teachers.ledger import Ledger, Segments, open_segments
+from stages.teachers.ledger import Ledger
+from stages.teachers.logs import Segments
 from stages.teachers.segments import OUTCOMES, Entry, pack_record, read_records
 
 
@@ -27,7 +28,7 @@ class CacheStats(Record):
 
 def spent(url: str, storage_options: dict[str, Any] | None = None) -> Usage:
     """Tokens and dollars of all replies, from the indexes alone: quick, for a budget that is watched."""
-    columns = [index.columns for index in open_segments(url, storage_options).indexes()]
+    columns = [index.columns for index in Segments(url, storage_options).indexes()]
     return Usage(
         prompt_tokens=sum(int(part["prompt_tokens"].sum()) for part in columns),
         completion_tokens=sum(int(part["completion_tokens"].sum()) for part in columns),
@@ -41,7 +42,7 @@ def stats(url: str, storage_options: dict[str, Any] | None = None) -> CacheStats
     models: Counter[str] = Counter()
     tasks: Counter[str] = Counter()
     used = [0, 0, 0.0]
-    segments = open_segments(url, storage_options)
+    segments = Segments(url, storage_options)
     for entry in entries(segments):
         outcomes[entry.outcome] += 1
         models[entry.model] += 1
@@ -63,7 +64,7 @@ def export(url: str, path: Path, storage_options: dict[str, Any] | None = None) 
     """Writes every reply as one JSON line; returns their number. Holds text and usage, and no key or address."""
     count = 0
     with path.open("w", encoding="utf-8") as out:
-        for entry in entries(open_segments(url, storage_options)):
+        for entry in entries(Segments(url, storage_options)):
             out.write(entry.model_dump_json() + "\n")
             count += 1
     return count
@@ -100,7 +101,7 @@ def gc(url: str, keep_attempts_s: float = 0.0, storage_options: dict[str, Any] |
     Returns replies before and after. Only for a ledger that no run is using: raises `LedgerError` while a log is open.
     What is dropped is gone from `spent` and `stats` too.
     """
-    segments = open_segments(url, storage_options)
+    segments = Segments(url, storage_options)
     segments.must_be_idle()
     before, best = 0, dict[bytes, Entry]()
     oldest = time.time() - keep_attempts_s

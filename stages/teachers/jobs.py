@@ -9,7 +9,7 @@ from typing import Any
 import fsspec
 
 from schemas.base import Record
-from stages.teachers.ledger import sync_folder
+from stages.teachers.logs import sync_folder
 
 
 class Job(Record):

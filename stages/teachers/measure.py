@@ -172,8 +172,7 @@ def _nearest(centre: NDArray[np.float32]) -> str:
 
 def _lab(rows: NDArray[Any]) -> NDArray[np.float32]:
     flat = np.ascontiguousarray(rows, np.uint8).reshape(-1, 1, 3).astype(np.float32) / 255.0
-    converted: NDArray[np.float32] = cv2.cvtColor(flat, cv2.COLOR_RGB2LAB).reshape(-1, 3)
-    return converted
+    return np.asarray(cv2.cvtColor(flat, cv2.COLOR_RGB2LAB), np.float32).reshape(-1, 3)
 
 
 _ANCHOR_LAB = _lab(np.asarray([rgb for _, rgb in _ANCHORS]))

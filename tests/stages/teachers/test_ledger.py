@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from schemas.caption import Outcome, Usage
 from schemas.keys import digest_value
 from stages.teachers import cache
-from stages.teachers.ledger import Ledger, LedgerError
+from stages.teachers.ledger import Ledger
+from stages.teachers.logs import LedgerError
 from stages.teachers.segments import Entry, index_bytes, index_from, index_of, pack_record, parse_record
 
 
