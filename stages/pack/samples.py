@@ -1,4 +1,8 @@
-"""Records of samples from the rows of a shard."""
+"""Records of samples from the rows of a shard.
+
+The JSON is made by polars, whole columns at a time: a Python object for each caption costs several times as much as
+all the rest of packing. Its fields and their order are those of `schemas.sample.Sample`.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +13,11 @@ import polars as pl
 
 from schemas.base import SCHEMA_VERSION
 from schemas.caption import TASKS
-from schemas.sample import Sample, SampleCaption, SampleEvent
-
-Row = dict[str, Any]
-Rows = list[Row]
+from schemas.sample import Sample, SampleCaption, SampleEvent, SampleRegion
 
 _MASK_FACTS = ("predicted_iou", "stability", "seed_agreement", "mask_source")
 _REGION_FACTS = ("region_key", "source", "source_id", "split", "licence", "label")
-_EVENT_FIELDS = tuple(SampleEvent.model_fields)
-_CAPTION_FIELDS = tuple(SampleCaption.model_fields)
+_RANK = {task: rank for rank, task in enumerate(TASKS)}
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "media": (
@@ -28,8 +28,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "masks": (
         *_MASK_FACTS, "region_key", "media_key", "digest", "segment", "frame_index", "time_s", "box", "mask", "frames",
     ),
-    "events": (*_EVENT_FIELDS, "region_key", "media_key"),
-    "captions": (*_CAPTION_FIELDS, "region_key", "media_key"),
+    "events": (*SampleEvent.model_fields, "region_key", "media_key"),
+    "captions": (*SampleCaption.model_fields, "region_key", "media_key"),
 }  # fmt: skip
 """What a shard's bodies hold of each table."""
 
@@ -42,66 +42,83 @@ def samples_of(
     Regions come by key, captions by task, language and event. `frame_times_s` is left empty; whoever decodes a clip
     fills it. A media without regions here has an empty list.
     """
-    regions_of = _by(regions.to_dicts(), "media_key")
-    masks_of = _by(masks.to_dicts(), "region_key")
-    events_of = _by(events.to_dicts(), "region_key")
-    captions_of = _by(captions.to_dicts(), "region_key")
-    for row in media.to_dicts():
-        packed = [
-            _region(region, masks_of.get(key, []), events_of.get(key, []), captions_of.get(key, []))
-            for region in sorted(regions_of.get(row["media_key"], []), key=lambda found: bytes(found["region_key"]))
-            if (key := region["region_key"]) in captions_of
-        ]
-        # Validated in one go: a call for each nested record costs several times as much.
-        sample = {"schema_version": SCHEMA_VERSION, "media": _media(row), "regions": packed}
-        yield row, Sample.model_validate(sample)
+    rows = media.to_dicts()
+    records = records_of(media, regions, masks, events, captions)["record"]
+    for row, text in zip(rows, records, strict=True):
+        yield row, Sample.model_validate_json(text)
 
 
-def _by(rows: Rows, name: str) -> dict[bytes, Rows]:
-    found: dict[bytes, Rows] = {}
-    for row in rows:
-        found.setdefault(row[name], []).append(row)
-    return found
+def records_of(
+    media: pl.DataFrame, regions: pl.DataFrame, masks: pl.DataFrame, events: pl.DataFrame, captions: pl.DataFrame
+) -> pl.DataFrame:
+    """The samples of `samples_of` as JSON: `record`, and the counts `num_regions` and `num_captions`, a row a media."""
+    packed = _regions(regions, masks, events, captions)
+    listed = packed.group_by("media_key", maintain_order=True).agg(
+        regions=pl.struct(list(SampleRegion.model_fields)),
+        num_regions=pl.len().cast(pl.Int64),
+        num_captions=pl.col("captions").list.len().sum().cast(pl.Int64),
+    )
+    rows = media.join(listed, on="media_key", how="left", maintain_order="left")
+    about = pl.struct(
+        _hex("media_key"),
+        pl.col("portable").alias("uri"),
+        "kind",
+        "width",
+        "height",
+        pl.when(pl.col("form") == "clip").then(pl.lit("jpg")).otherwise("form").alias("encoding"),
+        "num_frames",
+        "fps",
+        pl.col("clip_indices").alias("frame_indices"),
+        pl.lit([], pl.List(pl.Float64)).alias("frame_times_s"),
+    )
+    version = pl.lit(SCHEMA_VERSION).alias("schema_version")
+    sample = pl.struct(version, about.alias("media"), pl.col("regions").fill_null([]))
+    return rows.select(
+        sample.struct.json_encode().alias("record"),
+        pl.col("num_regions").fill_null(0),
+        pl.col("num_captions").fill_null(0),
+    )
 
 
-def _media(row: Row) -> Row:
-    return {
-        "media_key": row["media_key"],
-        "uri": row["portable"],
-        "kind": row["kind"],
-        "width": row["width"],
-        "height": row["height"],
-        "encoding": "jpg" if row["form"] == "clip" else row["form"],
-        "num_frames": row["num_frames"],
-        "fps": row["fps"],
-        "frame_indices": row["clip_indices"],
-    }
+def _regions(regions: pl.DataFrame, masks: pl.DataFrame, events: pl.DataFrame, captions: pl.DataFrame) -> pl.DataFrame:
+    """Regions that have captions, with the fields of `SampleRegion` and `media_key`, by key.
+
+    The prompt is the refined mask's own box and frame where there is one; the source's points stay.
+    """
+    joined = regions.sort("region_key")
+    for part in (_captions(captions), _masks(masks)):
+        how: Any = "inner" if "captions" in part.columns else "left"
+        joined = joined.join(part, on="region_key", how=how, maintain_order="left")
+    joined = joined.join(_events(events), on="region_key", how="left", maintain_order="left")
+    refined = pl.col("mask_box").is_not_null()
+    chosen = {name: pl.when(refined).then(f"mask_{name}").otherwise(name) for name in ("box", "frame_index", "time_s")}
+    lists = [pl.col(name).fill_null([]) for name in ("points", "frames", "events")]
+    return joined.with_columns(*lists, _hex("region_key"), **chosen)
 
 
-def _region(region: Row, masks: Rows, events: Rows, captions: Rows) -> Row:
-    """The prompt is the refined mask's own box and frame where there is one; the source's points stay."""
-    segments = sorted(masks, key=lambda mask: int(mask["segment"]))
-    first = next((mask for mask in segments if mask["mask"] is not None), segments[0] if segments else None)
-    prompt = first if first is not None and first["box"] is not None else region
-    facts = {name: first[name] for name in _MASK_FACTS} if first is not None else {}
-    return {
-        **{name: region[name] for name in _REGION_FACTS},
-        **facts,
-        "frame_index": prompt["frame_index"],
-        "time_s": prompt["time_s"],
-        "box": prompt["box"],
-        "points": region["points"] or [],
-        "mask": first["mask"] if first is not None else None,
-        "frames": [frame for segment in segments for frame in segment["frames"] or []],
-        "events": [
-            {name: event[name] for name in _EVENT_FIELDS}
-            for event in sorted(events, key=lambda event: int(event["event_index"]))
-        ],
-        "captions": [
-            {name: caption[name] for name in _CAPTION_FIELDS} for caption in sorted(captions, key=_caption_order)
-        ],
-    }
+def _captions(captions: pl.DataFrame) -> pl.DataFrame:
+    order = pl.col("task").replace_strict(_RANK, return_dtype=pl.Int8)
+    fields = [_hex(name) if name == "prompt_hash" else pl.col(name) for name in SampleCaption.model_fields]
+    ordered = captions.sort(order, "language", "event_index", maintain_order=True)
+    return ordered.group_by("region_key", maintain_order=True).agg(captions=pl.struct(fields))
 
 
-def _caption_order(caption: Row) -> tuple[int, str, int]:
-    return TASKS.index(caption["task"]), caption["language"], caption["event_index"]
+def _masks(masks: pl.DataFrame) -> pl.DataFrame:
+    """A row a region: the facts of its first segment with a mask, the frames of all."""
+    ordered = masks.sort(pl.col("mask").is_null(), "segment", maintain_order=True)
+    facts = ordered.group_by("region_key", maintain_order=True).agg(
+        pl.col(*_MASK_FACTS, "mask").first(),
+        pl.col("box", "frame_index", "time_s").first().name.prefix("mask_"),
+    )
+    tracked = masks.filter(pl.col("frames").is_not_null()).sort("segment")
+    frames = tracked.group_by("region_key", maintain_order=True).agg(pl.col("frames").explode().drop_nulls())
+    return facts.join(frames, on="region_key", how="left", maintain_order="left")
+
+
+def _events(events: pl.DataFrame) -> pl.DataFrame:
+    ordered = events.sort("event_index", maintain_order=True)
+    return ordered.group_by("region_key", maintain_order=True).agg(events=pl.struct(list(SampleEvent.model_fields)))
+
+
+def _hex(name: str) -> pl.Expr:
+    return pl.col(name).bin.encode("hex").alias(name)

@@ -18,7 +18,7 @@ from stages.pack.frames import from_ipc
 from stages.pack.members import Member, image_member
 from stages.pack.plan import BODIES
 from stages.pack.records import MissingSample, Packed, PackUnit
-from stages.pack.samples import samples_of
+from stages.pack.samples import records_of
 from stages.pack.tar import Written, link_or_copy, write_tar
 
 _Triple = tuple[bytes, str, bytes]
@@ -111,36 +111,44 @@ class _Shard:
         self.num_samples = self.num_regions = self.num_captions = 0
 
     def members(self) -> Iterator[_Triple]:
-        for row, sample in self._samples():
+        for row, text, regions, captions in self._records():
+            key = row["media_key"]
             try:
                 pixels, times = self._pixels(row)
             except UnitError as error:
-                lost = MissingSample(media_key=row["media_key"], reason=error.reason, message=error.message)
+                lost = MissingSample(media_key=key, reason=error.reason, message=error.message)
                 self.missing.append(lost)
                 if self._unit.kind == "media":
-                    yield row["media_key"], "missing.json", lost.model_dump_json().encode()
+                    yield key, "missing.json", lost.model_dump_json().encode()
                 continue
-            self._add(sample)
+            if not self.num_samples or times:
+                # The first record of a shard is held against the schema; the others have the same columns.
+                sample = Sample.model_validate_json(text)
+                text = record(sample, times) if times else text
+            self._add(regions, captions)
             for extension, data in pixels:
-                yield row["media_key"], extension, data
+                yield key, extension, data
             if self._unit.kind != "media":
-                yield row["media_key"], "json", record(sample, times)
+                yield key, "json", text
         if not self.num_samples:
             raise _NothingReadable
 
     def count(self) -> None:
         """Counts without reading any pixels."""
-        for _, sample in self._samples():
-            self._add(sample)
+        for _, _, regions, captions in self._records():
+            self._add(regions, captions)
 
-    def _add(self, sample: Sample) -> None:
+    def _add(self, regions: int, captions: int) -> None:
         self.num_samples += 1
-        self.num_regions += len(sample.regions)
-        self.num_captions += sum(len(region.captions) for region in sample.regions)
+        self.num_regions += regions
+        self.num_captions += captions
 
-    def _samples(self) -> Iterator[tuple[dict[str, Any], Sample]]:
+    def _records(self) -> Iterator[tuple[dict[str, Any], bytes, int, int]]:
+        """Media row, JSON record, regions and captions of each sample."""
         media, regions, masks, events, captions = (from_ipc(getattr(self._unit, name)) for name in BODIES)
-        return samples_of(media, regions, masks, events, captions)
+        records = records_of(media, regions, masks, events, captions)
+        for row, (text, *counts) in zip(media.to_dicts(), records.iter_rows(), strict=True):
+            yield row, text.encode(), counts[0], counts[1]
 
     def _pixels(self, row: dict[str, Any]) -> tuple[list[Member], list[float]]:
         """The pixel members (none in a caption shard) and the times of a clip's frames."""

@@ -51,13 +51,19 @@ def test_hostile_names_stay_inside_and_collide_with_nothing(new_corpus, write, t
     outside = [path for path in tmp_path.rglob("*") if path.is_file() and root not in path.parents]
     assert {path.parent for path in outside} == {tmp_path / "hostile"}
     names: list[str] = []
+    read: list[Sample] = []
     for path in root.rglob("*.tar"):
         with tarfile.open(path) as archive:
             for member in archive:
                 assert member.isfile()
                 assert Path(member.name).name == member.name
                 names.append(member.name)
+                if member.name.endswith(".json"):
+                    read.append(Sample.model_validate_json(archive.extractfile(member).read()))
     assert len({name.casefold() for name in names}) == len(names) == 2 * len(HOSTILE)
+    written = [region for sample in read for region in sample.regions]
+    assert sorted(region.source_id for region in written) == sorted(HOSTILE)
+    assert {caption.text for region in written for caption in region.captions} >= set(HOSTILE)
     texts = pl.read_parquet(root / plan.folder / "regions.parquet")["source"].unique().to_list()
     assert sorted(texts) == sorted(HOSTILE)
     card = (root / plan.folder / "README.md").read_text("utf-8")
