@@ -1,0 +1,152 @@
+"""Speed and memory of each family of adapters on synthetic files, a process each: rows a second of processor time.
+
+    python benchmarks/ingest_formats.py [--rows 50000] [--only openimages]
+
+Media are empty files with made-up probes; a row of a video format carries a track of 40 frames.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+PER_MEDIA, FRAMES = 10, 40
+
+
+def dumped(path: Path, value: object) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+    return str(path)
+
+
+def mask() -> dict[str, object]:
+    from stages.ingest import rle
+
+    grid = np.hypot(*np.mgrid[-240:240, -320:320]) < 90
+    return rle.of_mask(grid) | {"size": [480, 640]}
+
+
+def regions(folder: Path, rows: int) -> dict[str, object]:
+    with (folder / "r.jsonl").open("w") as out:
+        for n in range(rows):
+            out.write(
+                json.dumps({"media": f"{n // PER_MEDIA}.jpg", "box": [10, 20, 110.5, 220], "label": "cup"}) + "\n"
+            )
+    return {"annotations": str(folder / "r.jsonl")}
+
+
+def boxes_only(folder: Path, rows: int) -> dict[str, object]:
+    document = {
+        "images": [{"id": n, "file_name": f"{n}.jpg", "width": 640, "height": 480} for n in range(rows // PER_MEDIA)],
+        "annotations": [{"id": n, "image_id": n // PER_MEDIA, "category_id": n % 300, "bbox": [10, 20, 100.5, 200],
+                         "iscrowd": 0, "isfake": 0} for n in range(rows)],
+        "categories": [{"id": n, "name": f"thing {n}", "name_zh": "物", "cat_info": "what it is"} for n in range(300)],
+    }  # fmt: skip
+    return {"annotations": dumped(folder / "o.json", document)}
+
+
+def openimages(folder: Path, rows: int) -> dict[str, object]:
+    with (folder / "boxes.csv").open("w") as out:
+        out.write("ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf\n")
+        for n in range(rows):
+            out.write(f"{n // PER_MEDIA},xclick,/m/{n % 600},1,0.012500,0.195312,0.148438,0.587500,0,1,0\n")
+    (folder / "classes.csv").write_text("".join(f"/m/{n},Thing {n}\n" for n in range(600)))
+    return {"annotations": {"boxes": str(folder / "boxes.csv"), "classes": str(folder / "classes.csv")}}
+
+
+def visual_genome(folder: Path, rows: int) -> dict[str, object]:
+    entries = [
+        {"id": m, "regions": [{"region_id": m * PER_MEDIA + k, "width": 82, "height": 139, "image_id": m, "x": 421,
+                               "y": 57, "phrase": f"the clock number {k} is green in colour"}
+                              for k in range(PER_MEDIA)]}
+        for m in range(rows // PER_MEDIA)
+    ]  # fmt: skip
+    return {"annotations": {"regions": dumped(folder / "region_descriptions.json", entries)}}
+
+
+def sav(folder: Path, rows: int) -> dict[str, object]:
+    coded = mask()
+    document = {"video_id": "v", "masklet": [[coded] * PER_MEDIA] * FRAMES, "masklet_id": list(range(PER_MEDIA))}
+    for n in range(rows // PER_MEDIA):
+        dumped(folder / "sav" / f"v{n}_auto.json", document)
+    return {"annotations": str(folder / "sav")}
+
+
+def lv_vis(folder: Path, rows: int) -> dict[str, object]:
+    coded = mask()
+    document = {
+        "videos": [{"id": n, "file_names": [f"c{n}/{k:05d}.jpg" for k in range(FRAMES)], "width": 640, "height": 480}
+                   for n in range(rows // PER_MEDIA)],
+        "categories": [{"id": 1, "name": "dog"}],
+        "annotations": [{"id": n, "video_id": n // PER_MEDIA, "category_id": 1, "segmentations": [coded] * FRAMES,
+                         "bboxes": [[230, 150, 180, 180]] * FRAMES} for n in range(rows)],
+    }  # fmt: skip
+    return {"annotations": dumped(folder / "i.json", document)}
+
+
+def hc_stvg(folder: Path, rows: int) -> dict[str, object]:
+    record = {"bbox": [[10, 20, 100, 200]] * FRAMES, "st_frame": 1, "caption": "The man waves.", "img_num": 400}
+    return {"annotations": dumped(folder / "h.json", {f"{n}.mp4": record for n in range(rows)})}
+
+
+WRITERS: dict[str, tuple[Callable[[Path, int], dict[str, object]], float]] = {
+    "regions": (regions, 1.0), "objects365": (boxes_only, 1.0), "v3det": (boxes_only, 1.0),
+    "openimages": (openimages, 1.0), "visual_genome": (visual_genome, 1.0), "sav": (sav, 0.01),
+    "lv_vis": (lv_vis, 0.01), "hc_stvg": (hc_stvg, 0.04),
+}  # fmt: skip
+
+
+def measure(name: str, rows: int) -> dict[str, float]:
+    """Ingests one synthetic file of about this many rows (video formats: fewer, each with its track)."""
+    import polars as pl
+
+    from stages.ingest.base import SourceConfig
+    from stages.ingest.sources import ingest, list_media
+
+    writer, share = WRITERS[name]
+    with tempfile.TemporaryDirectory() as spare:
+        (Path(spare) / "media").mkdir()
+        made = writer(Path(spare), max(PER_MEDIA, int(rows * share)))
+        config = SourceConfig(format=name, media=f"{spare}/media", **made)
+        listed = pl.DataFrame(pl.from_arrow(list_media(config)))
+        probes = listed.select(
+            "uri", pl.col("uri_key").alias("media_key"), status=pl.lit("ok"), reason=pl.lit(None, pl.String),
+            message=pl.lit(None, pl.String), width=pl.lit(640), height=pl.lit(480), orientation=pl.lit(1),
+            num_frames=pl.lit(1000), fps=pl.lit(24.0),
+        )  # fmt: skip
+        clock = time.process_time()
+        counts = [(len(table), table["status"].to_pylist().count("ok")) for table in ingest(config, probes)]
+        seconds = time.process_time() - clock
+    made_rows, good = (sum(column) for column in zip(*counts, strict=True))
+    return {"rows": made_rows, "good": good, "cpu_s": seconds, "rows_per_s": made_rows / seconds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=50_000)
+    parser.add_argument("--only", choices=sorted(WRITERS))
+    parser.add_argument("--part", choices=sorted(WRITERS))
+    asked = parser.parse_args()
+    if asked.part:
+        measured = measure(asked.part, asked.rows)
+        measured["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps(measured))
+        return
+    for name in [asked.only] if asked.only else WRITERS:
+        command = [sys.executable, __file__, "--part", name, "--rows", str(asked.rows)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        part = json.loads(done.stdout.splitlines()[-1])
+        print(f"{name:14} {part['rows']:8.0f} rows {part['rows_per_s']:9.0f} rows/s {part['peak_mb']:6.0f} MB")
+
+
+if __name__ == "__main__":
+    main()
