@@ -22,7 +22,7 @@ def painted(mask: np.ndarray) -> tuple[float, ...]:
     return (len(xs), xs.mean() + 0.5, ys.mean() + 0.5, *central)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(1, 12), st.integers(1, 12)).flatmap(lambda shape: arrays(np.bool_, shape)),
