@@ -203,6 +203,8 @@ def score_frame(captions: pl.DataFrame, regions: pl.DataFrame, events: pl.DataFr
     wide = told.join(facts, on="region_key", how="inner", maintain_order="left")
     spans = _whole_events(events).select(*_EVENT_COLUMNS)
     wide = wide.join(spans, on=["region_key", "event_index"], how="left", maintain_order="left")
+    lists = event_lists(events).select("region_key", "events")
+    wide = wide.join(lists, on="region_key", how="left", maintain_order="left")
     siblings = told.group_by("region_key").agg(
         siblings=pl.struct("task", "language", "event_index", "text").sort_by("task", "language", "event_index")
     )

@@ -20,8 +20,9 @@ from stages.score.pixels import PixelStage
 from stages.score.similarity import CropStage, GroundingStage
 from stages.score.target import TargetStage
 from stages.score.text import TextStage
+from stages.score.video import VideoStage
 
-PLAIN: tuple[type[ScoreStage], ...] = (TextStage, MaskStage, TargetStage)
+PLAIN: tuple[type[ScoreStage], ...] = (TextStage, MaskStage, TargetStage, VideoStage)
 """Groups made without arguments: a new group of rules that needs no model is named here, and nowhere else."""
 
 GROUPS: tuple[type[ScoreStage] | type[JudgeStage], ...] = (
