@@ -1,0 +1,23 @@
+"""A request shown to people."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stages.distill.answers import BriefAnswer
+from stages.distill.show import show_request
+from stages.teachers.pricing import price_of
+from stages.teachers.protocol import Decoding, Message, TeacherRequest
+from stages.views.config import ViewConfig
+from stages.views.encode import to_picture
+
+
+def test_a_request_is_shown_whole_and_without_its_pixels() -> None:
+    picture = to_picture(np.full((448, 448, 3), 7, np.uint8), ViewConfig(), encoded=True)
+    turns = (Message("system", "Describe the target."), Message("user", "What is it?", (picture,)))
+    request = TeacherRequest(model="gpt-4o", messages=turns, answer=BriefAnswer, decoding=Decoding(), max_tokens=64)
+    shown = show_request(request, price_of("gpt-4o"))
+    for part in ("## system", "Describe the target.", "448 x 448, image/jpeg", "255 tokens", '"caption"', "64 tokens"):
+        assert part in shown
+    assert request.digest.hex() in shown
+    assert "base64" not in shown
