@@ -32,8 +32,9 @@ from stages.refine.seeds import Candidate, RefineUnit
 from stages.refine.stage import RefineStage
 from stages.sam2.device import resolve_device
 from stages.sam2.encoder import Encoder, inference
+from stages.sam2.enlarge import send_enlarged
 from stages.sam2.forward import normalise
-from stages.sam2.images import FastImages, _enlarged
+from stages.sam2.images import FastImages, Proposed
 from stages.sam2.load import load_model
 from stages.sam2.predictor import Predictor
 from stages.sam2.public import image_predictor
@@ -142,7 +143,10 @@ def shares(fast: OutlinedImages, units: list[RefineUnit]) -> list[tuple[str, flo
 
         def enlarged() -> list[list[Candidate]]:
             spans = [slice(i * per, (i + 1) * per) for i in range(len(jobs))]
-            sent = [_enlarged(job, low[span], predicted[span]) for job, span in zip(jobs, spans, strict=True)]
+            sent = [
+                Proposed(job, send_enlarged(low[span], predicted[span], *job.image.shape[:2]))
+                for job, span in zip(jobs, spans, strict=True)
+            ]
             return [one.candidates() for one in sent]
 
         ready = enlarged()

@@ -28,7 +28,8 @@ class RefineConfig(Record):
     and is prompted anew from that frame.
 
     `image_batch`, `region_batch`, `frame_batch` and `workers` (threads that decode and pack; 0: one a core, at most
-    16) change speed and memory, never a mask; a batch that does not fit is halved.
+    16) change speed and memory, never a mask; a batch that does not fit is halved. `gpu_share` workers share a GPU,
+    each with its own copy of the model: while one waits for Python, another keeps the device busy.
     """
 
     backend: Backend = "grabcut"
@@ -44,6 +45,7 @@ class RefineConfig(Record):
     grabcut_side: int = Field(default=192, ge=32)
     grabcut_steps: int = Field(default=4, ge=1)
     image_batch: int = Field(default=16, ge=1)
-    region_batch: int = Field(default=128, ge=1)
+    region_batch: int = Field(default=64, ge=1)
     frame_batch: int = Field(default=16, ge=1)
     workers: int = Field(default=0, ge=0)
+    gpu_share: int = Field(default=2, ge=1)

@@ -58,9 +58,7 @@ class FlowTracker:
             before = grey
             yield [self._step(frame, number, starts[number], states[number], image, moved) for number in active]
 
-    def _step(
-        self, frame: int, number: int, start: Start, state: _State, image: Pixels, moved: Any
-    ) -> Found:
+    def _step(self, frame: int, number: int, start: Start, state: _State, image: Pixels, moved: Any) -> Found:
         point = start.known.get(frame)
         if frame == start.frame:
             state.mask, state.area = start.mask, masks.area(start.mask)

@@ -8,8 +8,8 @@ from typing import Protocol
 
 from schemas.mask import Mask
 from stages.base import UnitError
-from stages.media.images import load_image
 from stages.refine.config import RefineConfig
+from stages.refine.pixels import load_pixels
 from stages.refine.rows import failed_row, mask_row
 from stages.refine.seeds import Candidate, Pixels, RefineUnit, Seed, seed_of
 from stages.refine.verdict import judge
@@ -34,7 +34,7 @@ class ImageRefiner(Protocol):
 def prepare(units: Sequence[RefineUnit], backend: str) -> tuple[ImageJob | None, list[Mask]]:
     """Loads an image and reads its regions' seeds; what cannot be read comes back as failed rows."""
     try:
-        image = load_image(units[0].uri)
+        image = load_pixels(units[0].uri)
     except UnitError as error:
         return None, [failed_row(unit, backend, error) for unit in units]
     usable: list[tuple[RefineUnit, Seed]] = []

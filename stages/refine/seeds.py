@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -57,11 +57,20 @@ class Seed:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A refiner's mask (bool, the image's size) with its estimate of its IoU and SAM's stability (None: no such)."""
+    """A refiner's mask (bool, the image's size), its estimate of its IoU and SAM's stability (None: no such).
+
+    `box` is the mask's tight box where the refiner knows it (None: to be looked for); all work on a mask is then by
+    the size of the box, not of the image.
+    """
 
     mask: MaskArray
     predicted_iou: float | None = None
     stability: float | None = None
+    box: Box | None = None
+
+    def located(self) -> Candidate:
+        """The same with its box, which stays None for an empty mask."""
+        return self if self.box is not None else replace(self, box=masks.box_of(self.mask))
 
 
 def seed_of(unit: RefineUnit, height: int, width: int) -> Seed:

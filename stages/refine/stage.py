@@ -43,8 +43,9 @@ class RefineStage(Stage):
             from stages.sam2.device import resolve_device  # torch is heavy: only where it is used
 
             on_gpu = resolve_device(config.device).type == "cuda"
-            self.resources = Resources(num_cpus=4.0 if on_gpu else 1.0, num_gpus=1.0 if on_gpu else 0.0)
-            self.batch_groups = 512 if on_gpu else 8
+            share = 1.0 / config.gpu_share
+            self.resources = Resources(num_cpus=4.0 * share, num_gpus=share) if on_gpu else Resources()
+            self.batch_groups = 256 if on_gpu else 8
 
     def settings(self) -> dict[str, Any]:
         """What decides a mask: the back end and its own settings, not where or how fast it runs."""

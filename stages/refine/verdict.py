@@ -13,7 +13,7 @@ mask fails with `empty_mask`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -53,14 +53,13 @@ def judge(image: Pixels, seed: Seed, candidate: Candidate, prefer: Prefer, fill_
 
     `image` is RGB uint8 (H, W, 3). Raises `UnitError` (`empty_mask`) where nothing is left to keep.
     """
-    refined, holes = _without_small_holes(candidate.mask, fill_holes)
-    source, why = choose(image, seed, Candidate(refined, candidate.predicted_iou, candidate.stability), prefer)
-    kept = refined if source == "refined" else seed.mask
-    if kept is None or not kept.any():
-        raise UnitError("empty_mask", "the refiner found nothing at this prompt, and the source gives no mask")
-    box = masks.box_of(kept)
+    refined, holes = _without_small_holes(candidate.located(), fill_holes)
+    source, why = choose(image, seed, refined, prefer)
+    kept, box = refined.mask, refined.box
+    if source == "source" and seed.mask is not None:
+        kept, box = seed.mask, masks.box_of(seed.mask)
     if box is None:
-        raise UnitError("empty_mask", "the mask that was chosen is empty")
+        raise UnitError("empty_mask", "the refiner found nothing at this prompt, and the source gives no mask")
     crop = masks.cropped(kept, box)
     count, main_share = masks.parts(crop)
     return Verdict(
@@ -82,7 +81,7 @@ def choose(image: Pixels, seed: Seed, candidate: Candidate, prefer: Prefer) -> t
     """Which mask stands, and why, by the rule at the head of this module."""
     if seed.mask is None:
         return "refined", "the source gives no mask"
-    if not candidate.mask.any():
+    if candidate.located().box is None:
         return "source", "the refiner found nothing"
     if prefer != "auto":
         return prefer, f"prefer is {prefer}"
@@ -101,15 +100,15 @@ def choose(image: Pixels, seed: Seed, candidate: Candidate, prefer: Prefer) -> t
     return "refined", f"a sure correction (IoU {same:.2f}, edges {ours:.1f} against {theirs:.1f})"
 
 
-def agreement(mask: MaskArray, seed: Seed) -> float | None:
+def agreement(candidate: Candidate, seed: Seed) -> float | None:
     """The IoU with the seed's mask; with a box alone that of the mask's box and the box; with points alone the share
     of points on their right side. 0.0 for an empty mask."""
-    if not mask.any():
+    mask, box = candidate.mask, candidate.located().box
+    if box is None:
         return 0.0
     if seed.mask is not None:
         return masks.jaccard(mask, seed.mask)
-    box = masks.box_of(mask)
-    if seed.box is not None and box is not None:
+    if seed.box is not None:
         return masks.box_iou(box, seed.box)
     if not seed.points:
         return None
@@ -136,15 +135,14 @@ def edge_support(image: Pixels, *contours: MaskArray) -> list[float]:
     return support
 
 
-def _without_small_holes(mask: MaskArray, share: float) -> tuple[MaskArray, int]:
+def _without_small_holes(candidate: Candidate, share: float) -> tuple[Candidate, int]:
     """Fills holes of up to `share` of the mask's area, looking only within the mask's box."""
-    box = masks.box_of(mask)
-    if box is None or share <= 0:
-        return mask, 0
-    crop = masks.cropped(mask, box)
+    if candidate.box is None or share <= 0:
+        return candidate, 0
+    crop = masks.cropped(candidate.mask, candidate.box)
     inside, count = masks.fill_holes(crop, int(share * np.count_nonzero(crop)))
     if not count:
-        return mask, 0
-    filled = mask.copy()
-    masks.cropped(filled, box)[:] = inside
-    return filled, count
+        return candidate, 0
+    filled = candidate.mask.copy()
+    masks.cropped(filled, candidate.box)[:] = inside
+    return replace(candidate, mask=filled), count

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from schemas.base import Box
 from schemas.geometry import FrameMask, TrackPoint
 from schemas.mask import SEGMENT_FRAMES, Mask
 from stages import masks
@@ -37,12 +38,16 @@ class Start:
 
 
 class Found(NamedTuple):
-    """A tracker's answer for one object (its place in the list of starts) on one frame; no mask: not visible."""
+    """A tracker's answer for one object (its place in the list of starts) on one frame; no mask: not visible.
+
+    `box` is the mask's tight box where the tracker knows it.
+    """
 
     frame: int
     number: int
     mask: MaskArray | None
     score: float | None
+    box: Box | None = None
 
 
 class Tracker(Protocol):
@@ -139,17 +144,18 @@ def _segments(
 def _frame(found: Found, start: Start, video: Video, config: RefineConfig) -> tuple[FrameMask, float | None]:
     """One frame's record, and the tracked mask's IoU with the source's where the source has one."""
     point = start.known.get(found.frame)
-    mask, score, agreed = found.mask, found.score, None
+    mask, score, agreed, box = found.mask, found.score, None, found.box
     if point is not None and point.mask is not None:
         source = source_mask(point.mask, None, video.height, video.width)
         if source is not None:
             if found.frame != start.frame:
                 agreed = masks.jaccard(mask, source) if mask is not None else 0.0
-            mask = mask if config.prefer == "refined" and mask is not None else source
+            if config.prefer != "refined" or mask is None:
+                mask, box = source, None
     elif point is not None and point.box is None and config.prefer != "refined":
         mask = None
     time_s = float(video.times_s[found.frame])
-    box = masks.box_of(mask) if mask is not None else None
+    box = masks.box_of(mask) if mask is not None and box is None else box
     if mask is None or box is None:
         return FrameMask(frame_index=found.frame, time_s=time_s, visible=False, object_score=score), agreed
     crop = masks.cropped(mask, box)

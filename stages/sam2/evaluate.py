@@ -99,7 +99,8 @@ def follow(model: Predictor, frames: Tensor, prompts: Tensor) -> Tensor:
             tracker.prompt_mask(number, 0, prompt)
     tracks = [tracker.step(frame) for frame in range(len(frames))]
     low = torch.stack([torch.stack([at[number].logits for number in range(len(prompts))]) for at in tracks])
-    return enlarged(low.flatten(0, 1), frames[:1, 0]).unflatten(0, low.shape[:2])
+    inside = enlarged(low.flatten(0, 1), frames[:1, 0])
+    return inside.reshape(*low.shape[:2], *inside.shape[1:])
 
 
 def overlap(masks: Tensor, truth: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ the fast image path and by the training of the small SAM 2.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,15 +59,19 @@ def encode(model: Predictor, batch: Tensor) -> Features:
     return Features(coarse, (out["backbone_fpn"][0], out["backbone_fpn"][1]))
 
 
-def decode(model: Predictor, features: Features, coords: Tensor, labels: Tensor, masks: Tensor | None) -> Decoded:
+def decode(
+    model: Predictor, features: Features, coords: Tensor, labels: Tensor, masks: Tensor | None,
+    predict: Callable[..., Any] | None = None,
+) -> Decoded:  # fmt: skip
     """Mask logits of one prompt for each row of `features`.
 
     `coords` float (r, n, 2) in pixels of the model's S x S input, `labels` int (r, n) (1 inside, 0 outside, 2 and 3 the
     corners of a box); n may be 0. `masks` are prompt logits (r, 1, S/4, S/4); None, or NaN in a row, for no mask.
+    `predict` stands in for the decoder's `predict_masks` (a compiled one).
     """
     sparse, dense = _embed(model, coords, labels, masks)
     decoder: Any = model.sam_mask_decoder
-    logits, ious, _, score = decoder.predict_masks(
+    logits, ious, _, score = (predict or decoder.predict_masks)(
         image_embeddings=features.embed,
         image_pe=model.sam_prompt_encoder.get_dense_pe(),
         sparse_prompt_embeddings=sparse,

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from schemas.mask import Mask
@@ -25,6 +24,7 @@ from stages.refine.images import ImageJob, conclude, prepare
 from stages.refine.seeds import Candidate, Pixels, RefineUnit, Seed
 from stages.sam2.device import resolve_device, resolve_dtype
 from stages.sam2.encoder import Encoder, inference
+from stages.sam2.enlarge import Sent, send_enlarged
 from stages.sam2.forward import Features, decode, normalise, single_mask
 from stages.sam2.load import load_model
 from stages.sam2.predictor import Predictor
@@ -32,9 +32,6 @@ from stages.sam2.prompts import Prompt, prompt_of
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-STABILITY_OFFSET = 1.0
-"""SAM's stability: the IoU of the mask thresholded this far above and below its threshold."""
 
 
 @dataclass(frozen=True)
@@ -48,21 +45,14 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Proposed:
-    """One image's masks on their way to the CPU: `masks` uint8 (k, H, W), `estimates` (k, 2): IoU, stability."""
+    """One image's masks on their way to the CPU."""
 
     job: ImageJob
-    masks: Tensor
-    estimates: Tensor
-    arrived: torch.cuda.Event | None
+    sent: Sent
 
     def candidates(self) -> list[Candidate]:
         """Waits for the copy and hands the masks over."""
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        inside = self.masks.numpy().view(np.bool_)
-        return [
-            Candidate(mask, iou, stable) for mask, (iou, stable) in zip(inside, self.estimates.tolist(), strict=True)
-        ]
+        return [Candidate(mask, iou, stable, box) for mask, box, stable, iou in self.sent.received()]
 
 
 class FastImages:
@@ -76,6 +66,7 @@ class FastImages:
         compiled = config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
         self.encoder = Encoder(model, self.dtype, config.image_batch, compiled)
         self.region_batch = config.region_batch
+        self._predict = torch.compile(model.sam_mask_decoder.predict_masks, dynamic=False) if compiled else None
         self.workers = config.workers or min(16, os.cpu_count() or 1)
 
     @classmethod
@@ -126,7 +117,8 @@ class FastImages:
         proposed, start = [], 0
         for job in jobs:
             stop = start + len(job.seeds)
-            proposed.append(_enlarged(job, logits[start:stop], predicted[start:stop]))
+            height, width = job.image.shape[:2]
+            proposed.append(Proposed(job, send_enlarged(logits[start:stop], predicted[start:stop], height, width)))
             start = stop
         return proposed
 
@@ -175,12 +167,16 @@ class FastImages:
         self, features: Features, prompts: list[Prompt], coords: list[np.ndarray[Any, Any]], owners: list[int],
         part: list[int], multimask: bool,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        device = self.model.device
+        device, wanted = self.model.device, len(part)
+        boxes = prompts[part[0]].labels.tolist() == [2, 3] and not multimask and not self.config.two_pass
+        predict = self._predict if boxes else None  # compiled for the common shape alone: boxes, a full batch
+        if predict is not None:
+            part = part + [part[-1]] * (self.region_batch - wanted)
         mine = features.take(torch.tensor([owners[i] for i in part], device=device))
         at = torch.from_numpy(np.stack([coords[i] for i in part])).to(device)
         labels = torch.from_numpy(np.stack([prompts[i].labels for i in part])).to(device)
         masks = _mask_prompts([prompts[i] for i in part], self.model.image_size // 4, device)
-        decoded = decode(self.model, mine, at, labels, masks)
+        decoded = decode(self.model, mine, at, labels, masks, predict)
         if multimask:
             best = decoded.ious[:, 1:].argmax(1) + 1
             rows = torch.arange(len(part), device=device)
@@ -190,7 +186,7 @@ class FastImages:
         if self.config.two_pass:
             again = found[0].float().clamp(-32, 32)[:, None]
             found = single_mask(self.model, decode(self.model, mine, at, labels, again))
-        return found
+        return found[0][:wanted], found[1][:wanted]
 
 
 def _tensor(image: Pixels) -> Tensor:
@@ -204,23 +200,6 @@ def _mask_prompts(prompts: list[Prompt], side: int, device: torch.device) -> Ten
     none = np.full((side, side), np.nan, np.float32)
     stacked = np.stack([none if prompt.mask is None else prompt.mask for prompt in prompts])
     return torch.from_numpy(stacked)[:, None].to(device)
-
-
-def _enlarged(job: ImageJob, logits: Tensor, predicted: Tensor) -> Proposed:
-    """Masks at the image's size and their stability, on their way to the CPU."""
-    height, width = job.image.shape[:2]
-    large = F.interpolate(logits[:, None], size=(height, width), mode="bilinear", align_corners=False)[:, 0]
-    union = (large > -STABILITY_OFFSET).sum((1, 2))
-    core = (large > STABILITY_OFFSET).sum((1, 2))
-    stable = torch.where(union > 0, core / union.clamp(min=1), 1.0)
-    masks, estimates = (large > 0).to(torch.uint8), torch.stack([predicted, stable], dim=1)
-    if not masks.is_cuda:
-        return Proposed(job, masks, estimates, None)
-    pinned = torch.empty(masks.shape, dtype=masks.dtype, pin_memory=True).copy_(masks, non_blocking=True)
-    figures = torch.empty(estimates.shape, dtype=estimates.dtype, pin_memory=True).copy_(estimates, non_blocking=True)
-    arrived = torch.cuda.Event()
-    arrived.record()
-    return Proposed(job, pinned, figures, arrived)
 
 
 def _judged(proposed: Proposed, config: RefineConfig) -> list[Mask]:

@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,31 +20,12 @@ from stages.refine.config import RefineConfig
 from stages.refine.seeds import source_mask
 from stages.refine.videos import Found, Start, passes
 from stages.sam2.encoder import Encoder, inference
+from stages.sam2.enlarge import Sent, send_enlarged
 from stages.sam2.forward import normalise
 from stages.sam2.predictor import Predictor
 from stages.sam2.tracker import Level, Tracked, Tracker
 
 ENLARGED_AT_ONCE = 64
-
-
-@dataclass(frozen=True)
-class _Sent:
-    """Masks of some objects and frames on their way to the CPU: uint8 (n, H, W) and object scores (n,)."""
-
-    places: list[tuple[int, int]]
-    masks: Tensor
-    scores: Tensor
-    arrived: torch.cuda.Event | None
-
-    def found(self) -> list[Found]:
-        """Waits for the copy and hands the masks over."""
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        inside = self.masks.numpy().view(np.bool_)
-        return [
-            Found(frame, number, mask if score > 0 and mask.any() else None, float(score))
-            for (frame, number), mask, score in zip(self.places, inside, self.scores.tolist(), strict=True)
-        ]
 
 
 class FastVideo:
@@ -63,7 +42,7 @@ class FastVideo:
         frames = _Frames(self.model, self.encoder, video, [frame for _, frame, _ in plan], self.config.frame_batch)
         tracker = Tracker(self.model, len(video), frames)
         keep = sorted({start.frame for start in starts})
-        sent: deque[_Sent] = deque()
+        sent: deque[tuple[list[tuple[int, int]], Sent]] = deque()
         places: list[tuple[int, int]] = []
         results: list[Tracked] = []
         try:
@@ -85,14 +64,14 @@ class FastVideo:
                     places += [(frame, number) for number in tracked]
                     results += tracked.values()
                     if len(results) >= ENLARGED_AT_ONCE:
-                        sent.append(_send(places, results, video.height, video.width))
+                        sent.append(_send(places, results, video))
                         places, results = [], []
                 while len(sent) > 1:
-                    yield sent.popleft().found()
+                    yield _found(*sent.popleft())
             if results:
-                sent.append(_send(places, results, video.height, video.width))
+                sent.append(_send(places, results, video))
             while sent:
-                yield sent.popleft().found()
+                yield _found(*sent.popleft())
         finally:
             frames.close()
 
@@ -173,14 +152,13 @@ class _Frames:
         self._pool.shutdown(cancel_futures=True)
 
 
-def _send(places: list[tuple[int, int]], results: list[Tracked], height: int, width: int) -> _Sent:
-    low = torch.stack([result.logits for result in results]).float()[:, None]
-    large = F.interpolate(low, size=(height, width), mode="bilinear", align_corners=False)[:, 0]
-    masks, scores = (large > 0).to(torch.uint8), torch.stack([result.score for result in results]).float()
-    if not masks.is_cuda:
-        return _Sent(places, masks, scores, None)
-    on_cpu = torch.empty(masks.shape, dtype=masks.dtype, pin_memory=True).copy_(masks, non_blocking=True)
-    scores_on_cpu = torch.empty(scores.shape, dtype=scores.dtype, pin_memory=True).copy_(scores, non_blocking=True)
-    arrived = torch.cuda.Event()
-    arrived.record()
-    return _Sent(places, on_cpu, scores_on_cpu, arrived)
+def _send(places: list[tuple[int, int]], results: list[Tracked], video: Video) -> tuple[list[tuple[int, int]], Sent]:
+    low, scores = torch.stack([r.logits for r in results]), torch.stack([r.score for r in results])
+    return places, send_enlarged(low, scores, video.height, video.width)
+
+
+def _found(places: list[tuple[int, int]], sent: Sent) -> list[Found]:
+    return [
+        Found(frame, number, mask if score > 0 and box is not None else None, score, box)
+        for (frame, number), (mask, box, _, score) in zip(places, sent.received(), strict=True)
+    ]

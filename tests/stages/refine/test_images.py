@@ -184,10 +184,12 @@ class TestChoice:
         assert not verdict.mask[35, 35]
 
     def test_agreement_goes_by_what_the_seed_has(self) -> None:
-        assert agreement(self.truth, Seed((16, 16, 48, 48), (), None)) == 1.0
-        assert agreement(self.truth, Seed((16, 16, 48, 48), (), self.loose())) == pytest.approx(32**2 / 36**2)
+        assert agreement(Candidate(self.truth), Seed((16, 16, 48, 48), (), None)) == 1.0
+        assert agreement(Candidate(self.truth), Seed((16, 16, 48, 48), (), self.loose())) == pytest.approx(
+            32**2 / 36**2
+        )
         points = (Point(x=20, y=20), Point(x=5, y=5, label=0), Point(x=60, y=60))
-        assert agreement(self.truth, Seed(None, points, None)) == pytest.approx(2 / 3)
+        assert agreement(Candidate(self.truth), Seed(None, points, None)) == pytest.approx(2 / 3)
 
 
 def test_settings_follow_what_decides_a_mask_and_nothing_else() -> None:
