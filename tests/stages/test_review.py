@@ -1,0 +1,134 @@
+"""Samples for people, verdicts read back, and what they say of a policy."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+from schemas.arrow import from_table, to_table
+from schemas.caption import Caption
+from stages.decide import evaluate
+from stages.masks import encode
+from stages.policy import Policy
+from stages.review import (
+    apply_verdicts,
+    check_quality,
+    human_captions,
+    read_verdicts,
+    review_sample,
+    suggest_threshold,
+    threshold_curve,
+    write_csv,
+    write_page,
+)
+
+POLICY = Policy.model_validate({"name": "p", "checks": [{"reason": "stub", "column": "words", "min": 5}]})
+
+
+def key(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+@pytest.fixture
+def captions() -> pl.DataFrame:
+    rows = [
+        Caption(
+            caption_key=key(f"c{i}"), region_key=key(f"r{i}"), media_key=key("m"), task="brief", language="en",
+            text=f"caption {i} <b>", teacher="t", model="m", prompt_id="p", prompt_hash=key("p"),
+            input_digest=key(f"i{i}"), digest=key(f"d{i}"),
+        )
+        for i in range(40)
+    ]  # fmt: skip
+    frame = pl.DataFrame(pl.from_arrow(to_table(rows, Caption)))
+    return frame.with_columns(words=pl.Series(range(40)), source_label=pl.lit("dog"))
+
+
+def labelled(path: Path, labels: dict[str, tuple[str, str]]) -> pl.DataFrame:
+    """Reads back a file in which a person has filled in these verdicts and corrections by key."""
+    with path.open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    for row in rows:
+        row["verdict"], row["correction"] = labels.get(row["caption_key"], ("", ""))
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return read_verdicts(path)
+
+
+def test_a_sample_is_stratified_and_says_what_it_stands_for(captions: pl.DataFrame) -> None:
+    decisions = evaluate(captions, POLICY).decisions
+    sample = review_sample(captions, decisions, per_stratum=5)
+    assert sample["reason"].value_counts().sort("reason").rows() == [(None, 5), ("stub", 5)]
+    assert sample.group_by("reason").agg(pl.col("weight").sum()).sort("reason").rows() == [(None, 35.0), ("stub", 5.0)]
+    assert sample.equals(review_sample(captions.reverse(), decisions, per_stratum=5).select(sample.columns))
+
+
+def test_verdicts_override_the_policy(captions: pl.DataFrame, tmp_path: Path) -> None:
+    decisions = evaluate(captions, POLICY).decisions
+    path = tmp_path / "sample.csv"
+    write_csv(review_sample(captions, decisions, per_stratum=100), path)
+    verdicts = labelled(path, {key("c0").hex(): ("keep", "A better text."), key("c30").hex(): ("drop", "")})
+    assert len(verdicts) == 2
+    changed = apply_verdicts(decisions, verdicts)
+    by_key = {row["caption_key"]: row for row in changed.iter_rows(named=True)}
+    assert (by_key[key("c0")]["status"], by_key[key("c0")]["reason"]) == ("ok", None)
+    assert (by_key[key("c30")]["status"], by_key[key("c30")]["reason"]) == ("filtered", "human")
+    assert by_key[key("c1")]["reason"] == "stub"
+    (human,) = from_table(human_captions(captions, verdicts), Caption)
+    assert (human.text, human.teacher, human.attempts) == ("A better text.", "human", 2)
+    assert human.digest != key("d0")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("caption_key\nab\n", "header lacks verdict"),
+        (f"caption_key,verdict\n{'00' * 16},maybe\n", "line 2: verdict 'maybe'"),
+        ("caption_key,verdict\nxyz,keep\n", "line 2: 'xyz' is no caption key"),
+    ],
+)
+def test_a_bad_file_names_its_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "verdicts.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_verdicts(path)
+
+
+def test_checks_against_people_and_a_better_threshold(captions: pl.DataFrame) -> None:
+    evaluation = evaluate(captions, POLICY)
+    drop = [i < 10 or i == 20 for i in range(40)]
+    verdicts = captions.select("caption_key", verdict=pl.Series(["drop" if bad else "keep" for bad in drop]))
+    row = check_quality(evaluation, verdicts).row(0, named=True)
+    assert (row["hits"], row["right"], row["precision"]) == (5, 5, 1.0)
+    assert row["recall"] == pytest.approx(5 / 11)
+    curve = threshold_curve(captions, "words", verdicts, high_is_bad=False)
+    best = suggest_threshold(curve, precision=0.99)
+    assert best is not None
+    assert (best["threshold"], best["dropped"]) == (9.0, 10)
+    assert best["recall"] == pytest.approx(10 / 11)
+    assert suggest_threshold(threshold_curve(captions, "words", verdicts, high_is_bad=True), precision=0.99) is None
+
+
+def test_the_page_draws_masks_and_escapes_texts(captions: pl.DataFrame, tmp_path: Path) -> None:
+    photo = tmp_path / "photo.png"
+    Image.fromarray(np.full((40, 60, 3), 90, np.uint8)).save(photo)
+    mask = np.zeros((40, 60), bool)
+    mask[5:20, 5:30] = True
+    sample = review_sample(captions, evaluate(captions, POLICY).decisions, per_stratum=1)
+    uris = [str(photo), str(tmp_path / "gone.png")]
+    sample = sample.with_columns(
+        uri=pl.Series(uris), kind=pl.lit("image"), mask=pl.Series([encode(mask).model_dump()] * 2)
+    )
+    write_page(sample, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<img src") == 1
+    assert page.count("class=gone") == 1
+    assert "&lt;b&gt;" in page
+    assert page.count("<article data-key") == 2
