@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import json
+import threading
 import uuid
+from collections.abc import Coroutine
 from typing import Any, Literal
 
 from PIL import Image
@@ -23,7 +26,7 @@ class EngineDied(Exception):
 
 
 class EngineTeacher(Teacher):
-    """One `AsyncLLM` a worker. Its scheduler batches whatever is in flight; there is no batch to drain.
+    """One `AsyncLLM` a process. Its scheduler batches whatever is in flight; there is no batch to drain.
 
     The prompt is made with the model's own chat template and the pictures go in as arrays. Answers are constrained by
     xgrammar with white space outside strings switched off (measured: with it on a reply costs 1.7 times the tokens).
@@ -38,28 +41,21 @@ class EngineTeacher(Teacher):
         self._config = config
         self.model = config.identity
         self._vllm = _load()
-        self._engine: Any = None
+        self._host: _Host | None = None
         self._slots: asyncio.Semaphore
 
     async def start(self) -> None:
-        """Loads the weights. Raises `TeacherSetupError` when the engine does not come up in `start_timeout_s`."""
+        """Loads the weights, or joins the engine that another stage of this process has loaded.
+
+        Raises `TeacherSetupError` when the engine does not come up in `start_timeout_s`.
+        """
         self._slots = asyncio.Semaphore(self._config.limits.in_flight)
-        seconds = self._config.engine.start_timeout_s
-        try:
-            async with asyncio.timeout(seconds):
-                # Loading blocks for minutes; in a thread the time-out can speak.
-                arguments = self._vllm.AsyncEngineArgs(**self.arguments())
-                self._engine = await asyncio.to_thread(self._vllm.AsyncLLM.from_engine_args, arguments)
-                await self._engine.get_tokenizer()
-        except TimeoutError as error:
-            raise TeacherSetupError(f"vLLM did not load {self.model} within {seconds:g} s") from error
-        except (OSError, ValueError, RuntimeError) as error:
-            raise TeacherSetupError(f"vLLM cannot load {self.model}: {redact(str(error))}") from error
+        self._host = await asyncio.to_thread(_join, self._vllm, self.arguments(), self._config.engine.start_timeout_s)
 
     async def stop(self) -> None:
-        if self._engine is not None:
-            self._engine.shutdown()
-            self._engine = None
+        if self._host is not None:
+            await asyncio.to_thread(_leave, self._host)
+            self._host = None
 
     def arguments(self) -> dict[str, Any]:
         """The engine's arguments; `teacher.engine.options` go last."""
@@ -80,7 +76,7 @@ class EngineTeacher(Teacher):
         async with self._slots:
             try:
                 async with asyncio.timeout(self._config.limits.timeout_s):
-                    return await self._ask(request)
+                    return await self._on_host(self._ask(request))
             except TimeoutError:
                 return Reply(outcome="unavailable", message=f"no reply within {self._config.limits.timeout_s:g} s")
             except self._vllm.EngineDeadError as error:
@@ -89,13 +85,20 @@ class EngineTeacher(Teacher):
                 # What the engine refuses before it starts: too long a prompt, too many pictures.
                 return Reply(outcome="unavailable", message=redact(str(error))[:300])
 
+    async def _on_host(self, asking: Coroutine[Any, Any, Reply]) -> Reply:
+        """Runs on the engine's own loop; the loops of several stages may wait for it at a time."""
+        assert self._host is not None
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(asking, self._host.loop))
+
     async def _ask(self, request: TeacherRequest) -> Reply:
-        tokenizer = await self._engine.get_tokenizer()
+        assert self._host is not None
+        engine = self._host.engine
+        tokenizer = await engine.get_tokenizer()
         prompt = tokenizer.apply_chat_template(_turns(request), tokenize=False, add_generation_prompt=True)
         images = [Image.fromarray(p.pixels) for m in request.messages for p in m.pictures if p.pixels is not None]
         inputs = {"prompt": prompt} | ({"multi_modal_data": {"image": images}} if images else {})
         last: Any = None
-        async for output in self._engine.generate(inputs, self._sampling(request), request_id=uuid.uuid4().hex):
+        async for output in engine.generate(inputs, self._sampling(request), request_id=uuid.uuid4().hex):
             last = output
         if last is None or not last.outputs:
             return Reply(outcome="unavailable", message="the engine gave no output")
@@ -116,6 +119,57 @@ class EngineTeacher(Teacher):
             structured_outputs=structured,
             output_kind=self._vllm.RequestOutputKind.FINAL_ONLY,
         )
+
+
+class _Host:
+    """A loaded engine on a loop of its own, and how many teachers use it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.users = 0
+        self.engine: Any = None
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, name="vllm-engine", daemon=True).start()
+
+    def run(self, coroutine: Coroutine[Any, Any, Any], seconds: float) -> Any:
+        """The result of a coroutine on the engine's loop. Raises `TimeoutError`."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(seconds)
+
+
+# One engine a process: the stages of all tasks and languages share a worker, and weights fit a GPU once.
+_HOSTS: dict[str, _Host] = {}
+_JOINING = threading.Lock()
+
+
+def _join(vllm: _Names, arguments: dict[str, Any], seconds: float) -> _Host:
+    name = json.dumps(arguments, sort_keys=True, default=str)
+    with _JOINING:
+        if name not in _HOSTS:
+            host = _Host(name)
+            try:
+                host.engine = host.run(_load_engine(vllm, arguments), seconds)
+            except TimeoutError as error:
+                raise TeacherSetupError(f"vLLM did not load {arguments['model']} within {seconds:g} s") from error
+            except (OSError, ValueError, RuntimeError) as error:
+                raise TeacherSetupError(f"vLLM cannot load {arguments['model']}: {redact(str(error))}") from error
+            _HOSTS[name] = host
+        _HOSTS[name].users += 1
+        return _HOSTS[name]
+
+
+async def _load_engine(vllm: _Names, arguments: dict[str, Any]) -> Any:
+    engine = vllm.AsyncLLM.from_engine_args(vllm.AsyncEngineArgs(**arguments))
+    await engine.get_tokenizer()
+    return engine
+
+
+def _leave(host: _Host) -> None:
+    with _JOINING:
+        host.users -= 1
+        if host.users == 0:
+            del _HOSTS[host.name]
+            host.loop.call_soon_threadsafe(host.engine.shutdown)
+            host.loop.call_soon_threadsafe(host.loop.stop)
 
 
 class _Names:
