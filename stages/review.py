@@ -67,7 +67,8 @@ def write_page(sample: pl.DataFrame, path: Path, storage_options: Mapping[str, A
 def read_verdicts(path: Path) -> pl.DataFrame:
     """Verdicts of people: columns caption_key, verdict (keep, drop) and correction (null for none).
 
-    Rows without a verdict or correction are left out; a correction alone means keep. Raises `ValueError` naming file, line and fix.
+    Rows without a verdict or correction are left out; a correction alone means keep. Raises `ValueError` naming file,
+    line and fix.
     """
     rows = []
     with path.open(encoding="utf-8-sig", newline="") as stream:
