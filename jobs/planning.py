@@ -8,9 +8,10 @@ from rich.table import Table
 
 from jobs.console import out
 from pipeline.config import EngineConfig
-from pipeline.estimate import plan_of
+from pipeline.engine import Corpus
 from pipeline.looking import open_corpus
 from pipeline.plan import Plan, Range
+from pipeline.planning import plan_corpus
 from pipeline.settings import ConfigError
 from prompts.loader import load
 from schemas.arrow import from_table
@@ -20,7 +21,17 @@ from stages.distill.stage import DistillStage
 
 def plan_run(config: EngineConfig, sample: int) -> Plan:
     """The plan of a run as it stands."""
-    return plan_of(open_corpus(config), sample)
+    return plan_corpus(ready(open_corpus(config)), sample)
+
+
+def ready(now: Corpus) -> Corpus:
+    """The corpus, if its regions are known. Raises `ConfigError` saying how to get them."""
+    if not len(now.located):
+        raise ConfigError(
+            f"{now.config.run} has no selected regions yet: `perceive run ingest` and `perceive run select` first; "
+            "both are free"
+        )
+    return now
 
 
 def show_plan(plan: Plan) -> None:
