@@ -28,7 +28,8 @@ def build_distill(
 
     `ledger` is the run's ledger folder or URL (needed by every teacher but `measured`), `storage_options` are for the
     media's file systems and the ledger's. `share` is among how many such stages and workers the teacher's minute quotas
-    are divided; they are no part of the fingerprint. Raises `PromptError` or `ValueError` for settings that do not fit together.
+    are divided; they are no part of the fingerprint. Raises `PromptError` or `ValueError` for settings that do not fit
+    together.
     """
     teacher = teacher.model_copy(update={"limits": teacher.limits.shared_by(share)})
     recipe = recipe_for(teacher, captions, task, language)

@@ -45,6 +45,7 @@ class DistillStage(AsyncStage):
         self.source = source
         self.storage_options = dict(storage_options or {})
         self.in_flight = _groups_in_flight(recipe.teacher)
+        self.waits = recipe.teacher.backend != "measured"
         if recipe.teacher.backend == "vllm":
             engine = recipe.teacher.engine
             self.resources = Resources(num_cpus=1.0, num_gpus=engine.num_gpus * engine.tensor_parallel_size)
