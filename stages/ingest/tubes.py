@@ -60,7 +60,7 @@ def _vidstg_regions(source: Source) -> Iterator[pa.Table]:
 
 def _vidstg_rows(source: Source) -> Iterator[dict[str, Any]]:
     vidor = MediaRoots((source.config.annotation("vidor"),), source.config.storage_options)
-    held: tuple[str, Any] = ("", None)
+    held: tuple[str | None, Any] = (None, None)
     for index, entry in _vidstg_entries(source):
         if isinstance(entry, BadItem):
             path = source.config.annotation("captions")
