@@ -6,7 +6,10 @@ import datetime
 import os
 import platform
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -75,3 +78,14 @@ def heading(title: str) -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     return f"{title}\n{now}, commit {commit}, {device}, {os.cpu_count()} cores, torch {torch.__version__}\n"
+
+
+def timed(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of a piece of work, the device included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began

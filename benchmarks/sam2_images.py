@@ -9,6 +9,7 @@ the image encoder alone on a batch that lies on the device; `stage` is the refin
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from PIL import Image
 from pycocotools import mask as coco
 from torch import Tensor
 
-from benchmarks.sam2_common import boxes_for, heading, random_checkpoint, with_outlines, write_photos
+from benchmarks.sam2_common import boxes_for, heading, random_checkpoint, timed, with_outlines, write_photos
 from schemas.arrow import to_table
 from schemas.keys import digest_value
 from stages.refine.config import RefineConfig
@@ -125,6 +126,36 @@ def through_stage(stage: RefineStage, units: list[RefineUnit], folder: Path) -> 
     return images / timed(once, stage._refiner.model.device)
 
 
+def worker(config: RefineConfig, units: list[RefineUnit], folder: Path, barrier: Any, results: Any) -> None:
+    """One of several processes that share the device, as the runner's workers do."""
+    stage = OutlinedStage(config)
+    stage.open()
+    few = units[: 2 * config.image_batch]
+    through_stage(stage, few, folder)
+    barrier.wait()
+    began = time.perf_counter()
+    rate = through_stage(stage, units, folder)
+    results.put((rate, time.perf_counter() - began))
+    stage.close()
+
+
+def in_processes(count: int, config: RefineConfig, units: list[RefineUnit], folder: Path, regions: int) -> float:
+    """Images a second of `count` worker processes on one device, each with its share of the images."""
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(count), context.Queue()
+    workers = []
+    share = -(-len(units) // regions // count) * regions
+    for number in range(count):
+        mine, own = units[number * share : (number + 1) * share], folder / f"worker{number}"
+        own.mkdir(exist_ok=True)
+        workers.append(context.Process(target=worker, args=(config, mine, own, barrier, results)))
+        workers[-1].start()
+    longest = max(results.get(timeout=300)[1] for _ in workers)
+    for process in workers:
+        process.join()
+    return len(units) / regions / longest
+
+
 def shares(fast: OutlinedImages, units: list[RefineUnit]) -> list[tuple[str, float]]:
     """Milliseconds an image of each part, each run alone on one batch."""
     device, count = fast.model.device, fast.encoder.batch
@@ -162,17 +193,6 @@ def shares(fast: OutlinedImages, units: list[RefineUnit]) -> list[tuple[str, flo
         return [(name, 1e3 * timed(part, device) / len(jobs)) for name, part in parts]
 
 
-def timed(work: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of a piece of work, the device included."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=["large", "tiny", "nano"], default="large")
@@ -180,6 +200,7 @@ def main() -> None:
     parser.add_argument("--naive", type=int, default=12, help="images of the naive loop")
     parser.add_argument("--regions", type=int, default=8)
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--workers", type=int, nargs="*", default=[2], help="worker processes that share the device")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--compile", choices=["auto", "on", "off"], default="auto")
     parser.add_argument("--sizes", nargs="+", default=["640x480", "1920x1080"])
@@ -215,6 +236,10 @@ def main() -> None:
         rate = through_stage(stage, units, args.folder)
         say(f"{size}: naive {slow:.1f} img/s; stage {rate:.1f} img/s ({rate * args.regions:.0f} regions/s)")
         say(f"{size}: {rate / slow:.1f} x naive, {rate / bare:.2f} of the encoder alone")
+        for count in args.workers:
+            together = in_processes(count, config, units, args.folder, args.regions)
+            say(f"{size}: {count} workers on the device {together:.1f} img/s ({together * args.regions:.0f} regions/s)")
+            say(f"{size}: {together / slow:.1f} x naive, {together / bare:.2f} of the encoder alone")
         for name, ms in shares(fast, units):
             say(f"    {name}: {ms:.2f} ms an image")
 

@@ -71,7 +71,7 @@ def refine_video(
         if failed:
             yield failed
         if started:
-            yield from _segments(started, video, tracker, config)
+            yield from segments(started, video, tracker, config)
     finally:
         video.close()
 
@@ -109,9 +109,10 @@ def _with_track(unit: RefineUnit) -> RefineUnit:
     return unit
 
 
-def _segments(
+def segments(
     started: Sequence[tuple[RefineUnit, Verdict]], video: Video, tracker: Tracker, config: RefineConfig
 ) -> Iterator[list[Mask]]:
+    """The rows of regions whose prompt frames are judged, a segment of all of them at a time."""
     known = [{p.frame_index: p for p in unit.track or [] if p.frame_index < len(video)} for unit, _ in started]
     starts = [Start(u.frame_index, v.mask, k) for (u, v), k in zip(started, known, strict=True)]
     count = num_segments(len(video))

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from schemas.base import Record
@@ -27,17 +27,29 @@ from stages.sam2.evaluate import evaluate
 from stages.sam2.forward import decode, encode, normalise
 from stages.sam2.nano import NanoConfig, build_nano
 from stages.sam2.predictor import Predictor
-from stages.sam2.train_data import Drawn, augmented, boxes_of, draw_clips, draw_scenes, jittered, objects_of, points_in
+from stages.sam2.train_data import (
+    Drawn,
+    augmented,
+    boxes_of,
+    draw_clips,
+    draw_scenes,
+    interrupted,
+    jittered,
+    objects_of,
+    points_in,
+)
 
 
 class SamNanoConfig(Record):
-    """Settings of `train_sam_nano`; the defaults are those of the weights in this package, for one large GPU.
+    """Settings of `train_sam_nano`, for one large GPU; the weights in this package say with which they were made.
 
+    `start` are weights to go on from (with their record beside them), else it begins from random ones.
     `minutes` bounds the training proper: the learning rate ends its cosine at `steps` or there, whichever comes first.
     `clip_share` of the steps after the first `stills_first` are on clips.
     """
 
     out: str = "nano.safetensors"
+    start: str | None = None
     device: str = "auto"
     seed: int = 0
     model: NanoConfig = NanoConfig()
@@ -71,6 +83,8 @@ def train_sam_nano(config: SamNanoConfig) -> dict[str, Any]:
     clips = draw_clips(config.seed, config.clips, config.clip_frames, size, workers).to(device)
     _say(f"drew {config.scenes} scenes and {config.clips} clips in {time.monotonic() - began:.0f} s")
     model = build_nano(config.model).to(device)
+    if config.start is not None:
+        model.load_state_dict({name: tensor.float() for name, tensor in load_file(config.start).items()})
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     began = time.monotonic()
     done = _fit(model, scenes, clips, config, generator)
@@ -82,7 +96,9 @@ def train_sam_nano(config: SamNanoConfig) -> dict[str, Any]:
     model.half().float()  # what is measured is what was written
     figures = evaluate(model, config.held_out_scenes, config.held_out_clips, seed=config.seed + 1, workers=workers)
     record = {
-        "settings": config.model_dump(exclude={"out", "workers"}),
+        "command": "perceive train sam-nano",
+        "settings": config.model_dump(mode="json", exclude={"out", "workers", "start"}),
+        "start": None if config.start is None else json.loads(Path(config.start).with_suffix(".json").read_text()),
         "steps": done,
         "trained_s": round(trained_s, 1),
         "hardware": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
@@ -168,7 +184,7 @@ def _rough(truth: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _clip_step(model: Predictor, batch: Drawn, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    pixels, owner = augmented(batch, generator)
+    pixels, owner = interrupted(*augmented(batch, generator), generator, share=0.4)
     row, number = objects_of(owner)
     truth = owner[row] == number[:, None, None, None]
     losses, ious = [], []
@@ -261,7 +277,7 @@ def mask_loss(masks: Tensor, predicted: Tensor, score: Tensor, truth: Tensor) ->
     inside = logits.detach() > 0
     overlap = (inside & (truth > 0)).sum((2, 3)) / (inside | (truth > 0)).sum((2, 3)).clamp(min=1)
     quality = F.l1_loss(predicted, overlap)
-    loss = each[:, 0].mean() + 0.3 * each[:, 1:].min(1).values.mean() + 0.3 * quality + 0.3 * scored
+    loss = each[:, 0].mean() + 0.3 * each[:, 1:].min(1).values.mean() + 0.3 * quality + 0.5 * scored
     return loss, overlap[:, 0].mean()
 
 

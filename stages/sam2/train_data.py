@@ -55,7 +55,7 @@ def _scene(seed: int, size: int, index: int) -> tuple[Any, Any]:
 
 def _clip(seed: int, size: int, frames: int, rate: float | None, index: int) -> tuple[Any, Any]:
     fps = rate if rate is not None else CLIP_RATES[index % len(CLIP_RATES)]
-    clip = draw_clip((seed, 2, index), frames=frames, size=(size, size), fps=fps, occlusion=0.5, leave=0.5)
+    clip = draw_clip((seed, 2, index), frames=frames, size=(size, size), fps=fps, occlusion=0.5, leave=0.8)
     numbers = np.arange(1, clip.masks.shape[1] + 1, dtype=np.uint8)
     owner = (clip.masks * numbers[None, :, None, None]).max(axis=1)
     return clip.frames, owner.astype(np.uint8)
@@ -88,6 +88,21 @@ def augmented(batch: Drawn, generator: torch.Generator) -> tuple[Tensor, Tensor]
     if coin[3]:
         pixels, owner = pixels.flip(1), owner.flip(1)
     return pixels[:, :, torch.randperm(3, generator=generator).to(pixels.device)], owner
+
+
+def interrupted(pixels: Tensor, owner: Tensor, generator: torch.Generator, share: float) -> tuple[Tensor, Tensor]:
+    """Clips of which a `share` are cut over to another clip for some frames after the first, and mostly back again.
+
+    There the objects are absent, however alike what is seen instead may look.
+    """
+    count, frames = owner.shape[:2]
+    begin = torch.randint(1, frames, (count, 1), generator=generator)
+    end = begin + torch.randint(1, frames, (count, 1), generator=generator)
+    chosen = torch.rand((count, 1), generator=generator) < share
+    frame = torch.arange(frames)[None]
+    cut = (chosen & (frame >= begin) & (frame < end)).to(owner.device)
+    pixels = torch.where(cut[:, :, None, None, None], pixels.roll(1, 0), pixels)
+    return pixels, torch.where(cut[:, :, None, None], 0, owner)
 
 
 def objects_of(owner: Tensor, frame: int = 0, least: int = 48, most: int = 5) -> tuple[Tensor, Tensor]:

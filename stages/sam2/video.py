@@ -64,16 +64,21 @@ class FastVideo:
                     places += [(frame, number) for number in tracked]
                     results += tracked.values()
                     if len(results) >= ENLARGED_AT_ONCE:
-                        sent.append(_send(places, results, video))
+                        sent.append((places, self.send(results, places, video)))
                         places, results = [], []
                 while len(sent) > 1:
                     yield _found(*sent.popleft())
             if results:
-                sent.append(_send(places, results, video))
+                sent.append((places, self.send(results, places, video)))
             while sent:
                 yield _found(*sent.popleft())
         finally:
             frames.close()
+
+    def send(self, results: Sequence[Tracked], places: Sequence[tuple[int, int]], video: Video) -> Sent:
+        """The masks of `results` at the video's size, on their way to the CPU; `places`: their frames, objects."""
+        low, scores = torch.stack([r.logits for r in results]), torch.stack([r.score for r in results])
+        return send_enlarged(low, scores, video.height, video.width)
 
     def _check(
         self, tracker: Tracker, tracked: dict[int, Tracked], starts: Sequence[Start], frame: int, video: Video
@@ -150,11 +155,6 @@ class _Frames:
     def close(self) -> None:
         """Ends the reading thread; the video is then free."""
         self._pool.shutdown(cancel_futures=True)
-
-
-def _send(places: list[tuple[int, int]], results: list[Tracked], video: Video) -> tuple[list[tuple[int, int]], Sent]:
-    low, scores = torch.stack([r.logits for r in results]), torch.stack([r.score for r in results])
-    return places, send_enlarged(low, scores, video.height, video.width)
 
 
 def _found(places: list[tuple[int, int]], sent: Sent) -> list[Found]:
