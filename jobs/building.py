@@ -89,7 +89,7 @@ def filter_(config: ConfigOrRun, set_: Overrides = [], json: Json = False) -> No
     from pipeline.looking import yield_of
 
     settings = find_config(config, set_)
-    result = build_run(settings, ("score", "decide"), None if json else Lines())
+    result = build_run(settings, ("score", "decide"), None if json else Lines(), free=True)
     table = yield_of(settings)
     if json:
         print_json({"rows": result.done, "yield": table.to_dicts()})
@@ -111,12 +111,13 @@ def demo(
     images: Annotated[int, typer.Option(help="How many photos to draw.")] = 48,
     clips: Annotated[int, typer.Option(help="How many clips to draw.")] = 4,
     seed: Annotated[int, typer.Option(help="The seed of the drawn world.")] = 0,
+    train_seconds: Annotated[float, typer.Option(help="Seconds to train a nano PAM for; 0 trains none.")] = 60.0,
     json: Json = False,
 ) -> None:
     """Draw a small world with planted defects and build its corpus end to end."""
     from jobs.demo import run_demo
 
-    run_demo(out_, images, clips, seed, json)
+    run_demo(out_, images, clips, seed, train_seconds, json)
 
 
 def _build(

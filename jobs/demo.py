@@ -39,7 +39,7 @@ _FROM_SCORES = ("score", "decide", "pack")
 _SPOILT_TASKS = ("brief", "detailed")
 
 
-def run_demo(folder: Path, images: int, clips: int, seed: int, as_json: bool) -> dict[str, Any]:
+def run_demo(folder: Path, images: int, clips: int, seed: int, train_seconds: float, as_json: bool) -> dict[str, Any]:
     """Draws, builds, spoils captions on purpose, filters, packs, reports; prints what came out and returns it."""
     began = time.monotonic()
     config_path, photos = draw(folder, images, clips, seed)
@@ -59,7 +59,9 @@ def run_demo(folder: Path, images: int, clips: int, seed: int, as_json: bool) ->
         "pack": result.pack_id,
         "shards": shard_listing(result.pack or {}),
         "report": write_run_report(config),
+        "pam": train_nano(config, result.pack_id, train_seconds) if train_seconds and result.pack_id else None,
     }
+    figures["seconds"] = round(time.monotonic() - began, 1)
     if as_json:
         print_json(figures)
     else:
@@ -172,6 +174,25 @@ def _iou(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
     return float(np.logical_and(a, b).sum() / union) if union else 1.0
 
 
+def train_nano(config: EngineConfig, pack_id: str, seconds: float) -> dict[str, Any]:
+    """Trains the nano PAM and a control whose captions are shuffled on the pack; the scores of both, held out."""
+    from model.demo import train_and_validate  # torch and transformers: seconds to import
+
+    err.print(f"training a nano PAM for {seconds:.0f} s, and its control on shuffled captions for as many steps")
+    pack = Path(config.run) / "packs" / pack_id
+    shards = {split: sorted(str(path) for path in (pack / split).glob("*.tar")) for split in ("train", "validation")}
+    done = train_and_validate(shards["train"], shards["validation"], Path(config.run) / "pam", seconds)
+    names = sorted(set(done.learned.overall) | set(done.control.overall))
+    return {
+        "steps": done.training.steps,
+        "checkpoint": str(done.training.checkpoint),
+        "scores": [
+            {"score": name, "learned": done.learned.value(name), "shuffled captions": done.control.value(name)}
+            for name in names
+        ],
+    }
+
+
 def shard_listing(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """Path, samples and bytes of each shard of a pack's manifest."""
     return [
@@ -192,5 +213,8 @@ def show(config: EngineConfig, now: Corpus, figures: dict[str, Any]) -> None:
     spoke = yield_table(evaluation_of(now)).filter(pl.col("hits") > 0)
     out.print(frame_table(spoke, "yield: the checks that spoke"))
     out.print(frame_table(pl.DataFrame(figures["shards"]), f"pack {figures['pack']}"))
+    if figures["pam"]:
+        title = f"nano PAM on held-out media, {figures['pam']['steps']} steps"
+        out.print(frame_table(pl.DataFrame(figures["pam"]["scores"]), title))
     out.print(f"report: {figures['report']}")
     out.print(f"{figures['seconds']:.0f} s; the same commands work on your data: perceive build {figures['config']}")

@@ -16,19 +16,28 @@ def add_to(app: typer.Typer) -> None:
 
 @one_line_errors
 def verify(config: ConfigOrRun, json: Json = False) -> None:
-    """Hash every committed part again and check commits, snapshots and keys; exits with an error on any problem."""
+    """Hash every committed part and packed shard again, check commits, snapshots, keys; error on any problem."""
+    from pipeline.looking import finished_packs
     from pipeline.tables import Run
     from pipeline.verify import verify as check
+    from stages.pack.finish import verify_pack
 
     live = find_config(config, []).runtime()
-    report = check(Run.open(live.run, live.storage_options))
+    run = Run.open(live.run, live.storage_options)
+    report = check(run)
+    torn = {pack_id: verify_pack(live.run, pack_id, live.storage_options) for pack_id in finished_packs(run)}
+    ok = report.ok and not any(torn.values())
     if json:
-        print_json({**report.model_dump(mode="json"), "ok": report.ok})
+        print_json({**report.model_dump(mode="json"), "packs": torn, "ok": ok})
     else:
         for problem in report.problems:
             out.print(f"[red]{problem.file}[/]: {problem.what}\n  fix: {problem.fix}")
-        out.print(f"{report.parts} parts, {report.rows} rows, {len(report.problems)} problems")
-    if not report.ok:
+        for pack_id, problems in torn.items():
+            for text in problems:
+                out.print(f"[red]pack {pack_id}[/]: {text}\n  fix: delete the shard and its rows with `gc`, pack again")
+        found = len(report.problems) + sum(map(len, torn.values()))
+        out.print(f"{report.parts} parts, {report.rows} rows, {len(torn)} packs, {found} problems")
+    if not ok:
         raise typer.Exit(1)
 
 

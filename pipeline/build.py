@@ -39,13 +39,14 @@ def build(
     limit: int | None = None,
     where: Mapping[str, str] | None = None,
     retry: bool = False,
+    free: bool = False,
 ) -> BuildResult:
     """Does what is pending in these phases and nothing else; raises `UnbalancedError` if a row got lost.
 
     `limit` bounds the units of each stage, `where` the regions (column to value); `retry` takes failed and blocked
-    units again. Raises `LeaseHeld` while another build holds the run.
+    units again; `free` asks no teacher. Raises `LeaseHeld` while another build holds the run.
     """
-    with session_of(config, progress, limit, where, retry) as session:
+    with session_of(config, progress, limit, where, retry, free) as session:
         run_phases(session, phases)
     return session.result
 
@@ -57,13 +58,14 @@ def session_of(
     limit: int | None = None,
     where: Mapping[str, str] | None = None,
     retry: bool = False,
+    free: bool = False,
 ) -> Iterator[Session]:
     """Holds the run for a build made of `run_phases`; checks and logs the accounts at its end, like `build`."""
     live = config.runtime()
     run = Run.open(live.run, live.storage_options)
     with run.writer("perceive build", ttl_s=live.runner.lease_ttl_s) as writer:
         writer.store.write_durable(CONFIG_FILE, config_text(config))
-        session = Session(live, writer, progress or Silent(), limit, where or {}, retry)
+        session = Session(live, writer, progress or Silent(), limit, where or {}, retry, free)
         try:
             yield session
         finally:

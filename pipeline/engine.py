@@ -26,6 +26,8 @@ from stages.chunk import build_chunk
 from stages.distill.build import build_distill
 from stages.media.probe import ProbeStage
 from stages.refine.stage import build_refine
+from stages.score.duplicates import TABLE as CORPUS_TABLE
+from stages.score.duplicates import CorpusScores, DuplicatesConfig, corpus_settings
 from stages.score.groups import active_groups, build_score
 
 _BADNESS = {"ok": 0, "filtered": 1, "blocked": 2, "failed": 3}
@@ -136,12 +138,16 @@ def build_stages(config: EngineConfig, forgive_before: float = 0.0) -> Stages:
     asked = [config.default_asked(), *config.asked().values()]
     pairs = {(task, language) for ask in asked for task in ask.tasks or () for language in ask.languages}
     pairs |= {(task, language) for language in config.captions.languages for task in corpus.VIDEO_TASKS}
+    # Minute limits are the account's: they are divided among all stages that may ask at the same time.
+    share = len(pairs) * max(1, config.runner.workers.get("net", 1))
     return Stages(
         probe=ProbeStage(config.storage_options),
         refine=build_refine(config.refine),
         chunk=build_chunk(config.chunk),
         distill={
-            pair: build_distill(config.teacher, config.captions, *pair, ledger, config.storage_options, forgive_before)
+            pair: build_distill(
+                config.teacher, config.captions, *pair, ledger, config.storage_options, forgive_before, share
+            )
             for pair in sorted(pairs)
         },
         score={
@@ -270,15 +276,27 @@ class Corpus:
             steps[group] = self.step(f"score/{group}", stage, corpus.score_units(wide, stage.unit, reads), stage.row)
         return steps
 
+    def corpus_fingerprint(self, config: DuplicatesConfig) -> bytes:
+        """How the captions of the whole corpus are compared with each other."""
+        captions = set_digest(self.captions["caption_key"].to_arrow(), self.captions["digest"].to_arrow())
+        return digest_value({**corpus_settings(config), "captions": captions})
+
+    @cached_property
+    def corpus_scores(self) -> pl.DataFrame:
+        """Scores that compare captions with each other; empty where they are not configured or not made yet."""
+        config = self.config.score.duplicates
+        prints = [] if config is None else [self.corpus_fingerprint(config)]
+        return frame_of(self.view, CORPUS_TABLE, prints, CorpusScores)
+
     @cached_property
     def scored(self) -> pl.DataFrame:
         """Captions of all statuses with their region's source and label and every score column."""
         facts = self.located.select("region_key", "source", source_label="label")
         frame = self.captions.join(facts, on="region_key", how="left", maintain_order="left")
-        for step in self.score.values():
-            known = set(Row.model_fields) | {"region_key"}
-            columns = [name for name in step.rows.columns if name not in known]
-            frame = frame.join(step.rows.select(columns), on="caption_key", how="left", maintain_order="left")
+        known = set(Row.model_fields) | {"region_key"}
+        for rows in (*(step.rows for step in self.score.values()), self.corpus_scores):
+            columns = [name for name in rows.columns if name not in known]
+            frame = frame.join(rows.select(columns), on="caption_key", how="left", maintain_order="left")
         return frame
 
     def scored_digest(self) -> bytes:
@@ -288,4 +306,6 @@ class Corpus:
         for group, step in self.score.items():
             keys = set_digest(step.rows["caption_key"].to_arrow(), step.rows["input_digest"].to_arrow())
             parts.append([group, step.fingerprint, keys])
+        if self.config.score.duplicates is not None:
+            parts.append(["corpus", self.corpus_fingerprint(self.config.score.duplicates), len(self.corpus_scores)])
         return digest_value(parts)

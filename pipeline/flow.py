@@ -15,6 +15,8 @@ from schemas.arrow import arrow_schema
 from schemas.caption import Language, Task
 from schemas.event import Event
 from stages.base import AsyncStage, Stage
+from stages.score.duplicates import TABLE as CORPUS_TABLE
+from stages.score.duplicates import corpus_scores
 
 Derive = Callable[[pa.Table], pa.Table]
 
@@ -41,16 +43,35 @@ def refine_to_distill(session: Session, names: Collection[str]) -> None:
 
 
 def score_captions(session: Session) -> None:
-    """Runs every rule group over captions that lack its scores."""
-    session.run_nodes([_node(session, step) for step in session.corpus().score.values()])
+    """Runs every rule group over captions that lack its scores, and compares captions with each other."""
+    steps = session.corpus().score.values()
+    session.run_nodes([_node(session, step) for step in steps if not (session.free and _asks(step.stage))])
+    _compare(session)
     session.snapshot()
+
+
+def _asks(stage: Stage) -> bool:
+    """Whether a stage asks a teacher."""
+    return isinstance(stage, AsyncStage) and stage.waits
+
+
+def _compare(session: Session) -> None:
+    config, now = session.config.score.duplicates, session.corpus()
+    if config is None or not len(now.captions):
+        return
+    print_ = now.corpus_fingerprint(config)
+    if not now.view.commits(CORPUS_TABLE, print_):
+        rows = corpus_scores(now.captions, config)
+        session.writer.commit_table(CORPUS_TABLE, print_, rows, "caption_key")
+        session.tally_rows("score/corpus", rows)
+    session.snapshot(fingerprints={"score/corpus": print_.hex()})
 
 
 def pool_of(stage: Stage, name: str) -> str:
     """GPU stages have a pool each, those that wait on a network share one, all others share the CPUs."""
     if stage.resources.num_gpus:
         return f"gpu-{name.partition('/')[0]}"
-    return "net" if isinstance(stage, AsyncStage) and stage.waits else "cpu"
+    return "net" if _asks(stage) else "cpu"
 
 
 def _node(session: Session, step: Step, after: str | None = None, derive: Derive | None = None) -> Node:

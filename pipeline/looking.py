@@ -63,6 +63,12 @@ def sampling_indexes(now: Corpus) -> dict[str, pl.DataFrame]:
     return {pack_id: pl.read_parquet(io.BytesIO(store.read(path)))}
 
 
+def finished_packs(run: Run) -> list[str]:
+    """The ids of the packs that have a manifest."""
+    names = {info.path.split("/")[1] for info in run.store.files("packs") if info.path.endswith("/manifest.json")}
+    return sorted(names)
+
+
 def reasons_of(tables: dict[str, pl.DataFrame]) -> pl.DataFrame:
     """Why rows did not go on: table, status, reason, count."""
     frames = [

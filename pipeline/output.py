@@ -74,4 +74,4 @@ def pack_kept(session: Session) -> None:
         rows = frame_of(session.writer.view(), stage.table, [print_], Packed)
         session.result.pack = finish_pack(session.writer.store.url, plan, rows, session.config.storage_options)
         session.result.pack_id = plan.pack_id
-    session.snapshot(pointers={"pack": plan.pack_id})
+    session.snapshot(fingerprints={"pack": print_.hex()}, pointers={"pack": plan.pack_id})

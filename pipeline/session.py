@@ -71,7 +71,7 @@ class PartSink:
 
 @dataclass
 class Session:
-    """One build under the lease."""
+    """One build under the lease. `free` asks no teacher, not even to score."""
 
     config: EngineConfig
     writer: Writer
@@ -79,6 +79,7 @@ class Session:
     limit: int | None = None
     where: Mapping[str, str] = field(default_factory=dict)
     retry: bool = False
+    free: bool = False
     result: BuildResult = field(default_factory=BuildResult)
 
     def __post_init__(self) -> None:
@@ -99,7 +100,8 @@ class Session:
         """Makes this configuration's fingerprints current; what is not given stays as the last snapshot has it."""
         before = self.writer.current()
         kept = dict(before.fingerprints) if before else {}
-        steady: dict[str, str] = {name: print_ for name, print_ in kept.items() if name in ("select", "decide")}
+        whole = ("select", "decide", "pack", "score/corpus")
+        steady: dict[str, str] = {name: print_ for name, print_ in kept.items() if name in whole}
         self.writer.snapshot(
             {**steady, **fingerprints_of(self.config, self.stages), **(fingerprints or {})},
             sources if sources is not None else (before.sources if before else {}),

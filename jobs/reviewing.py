@@ -1,0 +1,160 @@
+"""Commands of people and teachers: review, calibrate, ablate views, cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import polars as pl
+import typer
+
+from jobs.console import ConfigOrRun, Json, Overrides, find_config, one_line_errors, out, print_json
+from jobs.looking import frame_table
+from pipeline.engine import LEDGER
+
+
+def add_to(app: typer.Typer) -> None:
+    review = typer.Typer(help="Captions to people and their verdicts back.", no_args_is_help=True)
+    review.command("export")(review_export)
+    review.command("import")(review_import)
+    app.add_typer(review, name="review")
+    app.command("calibrate")(calibrate)
+    ablate = typer.Typer(help="Compare settings on your own teacher.", no_args_is_help=True)
+    ablate.command("views")(ablate_views)
+    app.add_typer(ablate, name="ablate")
+    cache = typer.Typer(help="The ledger of a run: every reply that was billed.", no_args_is_help=True)
+    for name, command in (("stats", cache_stats), ("export", cache_export), ("import", cache_import), ("gc", cache_gc)):
+        cache.command(name)(command)
+    app.add_typer(cache, name="cache")
+
+
+@one_line_errors
+def review_export(
+    config: ConfigOrRun,
+    to: Annotated[Path, typer.Option("--out", help="The CSV; a page with pictures is written beside it.")],
+    per_stratum: Annotated[int, typer.Option(help="Captions of each source, task, language and fate.")] = 20,
+    seed: int = 0,
+) -> None:
+    """Write a sample of captions for people to judge: keep, drop, or a correction."""
+    from pipeline.looking import open_corpus
+    from pipeline.output import decisions
+    from stages.policy import load_policy
+    from stages.review import review_sample, write_csv, write_page
+
+    now = open_corpus(find_config(config, []))
+    wide = now.captions.join(
+        now.masked.select("region_key", "uri", "kind", "frame_index", "mask", "source"), on="region_key", how="left"
+    )
+    sample = review_sample(wide, decisions(now, load_policy(now.config.policy)), per_stratum, seed)
+    write_csv(sample, to)
+    write_page(sample, to.with_suffix(".html"), now.config.storage_options)
+    out.print(f"{len(sample)} captions: {to}, {to.with_suffix('.html')}")
+
+
+@one_line_errors
+def review_import(
+    config: ConfigOrRun, verdicts: Annotated[Path, typer.Argument(help="The CSV, judged.")], json: Json = False
+) -> None:
+    """Take people's corrections as captions of their own; scores, decisions and shards follow."""
+    from pipeline.build import run_phases, session_of
+    from stages.review import human_captions, read_verdicts
+
+    judged = read_verdicts(verdicts)
+    with session_of(find_config(config, []), free=True) as session:
+        for step in session.corpus().distill.values():
+            rows = human_captions(step.rows, judged)
+            if len(rows):
+                session.writer.commit_table(step.stage.table, step.fingerprint, rows, "caption_key")
+                session.tally_rows("review", rows)
+        run_phases(session, ("score", "decide", "pack"))
+    done = {
+        "verdicts": len(judged),
+        "corrections": session.result.done.get("review", 0),
+        "pack": session.result.pack_id,
+    }
+    print_json(done) if json else out.print(done)
+
+
+@one_line_errors
+def calibrate(
+    config: ConfigOrRun,
+    verdicts: Annotated[Path, typer.Argument(help="The CSV that people judged.")],
+    json: Json = False,
+) -> None:
+    """Measure each check of the policy against people's verdicts: precision, recall."""
+    from pipeline.looking import evaluation_of, open_corpus
+    from stages.review import check_quality, read_verdicts
+
+    table = check_quality(evaluation_of(open_corpus(find_config(config, []))), read_verdicts(verdicts))
+    print_json(table.to_dicts()) if json else out.print(frame_table(table, "checks against people"))
+
+
+@one_line_errors
+def ablate_views(
+    config: ConfigOrRun,
+    to: Annotated[Path, typer.Option("--out", help="The page with samples side by side.")] = Path("views.html"),
+    views: Annotated[list[str], typer.Option("--view", help="A view; may be repeated.")] = [
+        "crop_mask",
+        "set_of_marks",
+    ],
+    task: Annotated[str, typer.Option()] = "brief",
+    language: Annotated[str, typer.Option()] = "en",
+    count: Annotated[int, typer.Option("--regions", help="How many regions each view shows.")] = 32,
+    set_: Overrides = [],
+    json: Json = False,
+) -> None:
+    """Show the same regions to the teacher through several views; agreement, leakage, length and cost of each."""
+    from pipeline.looking import open_corpus
+    from pipeline.plan import sample_rows
+    from stages.distill.ablate import ablate_views as compare
+    from stages.distill.ablate import page
+
+    now = open_corpus(find_config(config, set_))
+    steps = {f"{pair[0]}/{pair[1]}": step for pair, step in now.distill.items()}
+    units = sample_rows(steps[f"{task}/{language}"].units, count)
+    ledger = f"{now.config.run.rstrip('/')}/{LEDGER}"
+    found = compare(now.config.teacher, now.config.captions, units, views, ledger, now.config.storage_options)
+    to.write_text(page(found), encoding="utf-8")
+    rows = [vars(result) for result in found.results]
+    print_json(rows) if json else out.print(frame_table(pl.DataFrame(rows), f"views: {to}"))
+
+
+@one_line_errors
+def cache_stats(config: ConfigOrRun) -> None:
+    """Count replies by outcome, model and task, with tokens and money."""
+    from stages.teachers.cache import stats
+
+    live = find_config(config, []).runtime()
+    print_json(stats(_ledger(live.run), live.storage_options).model_dump(mode="json"))
+
+
+@one_line_errors
+def cache_export(config: ConfigOrRun, file: Path) -> None:
+    """Write every reply as one JSON line."""
+    from stages.teachers.cache import export
+
+    live = find_config(config, []).runtime()
+    out.print(f"{export(_ledger(live.run), file, live.storage_options)} replies: {file}")
+
+
+@one_line_errors
+def cache_import(config: ConfigOrRun, file: Path) -> None:
+    """Add the replies of an exported file."""
+    from stages.teachers.cache import load
+
+    live = find_config(config, []).runtime()
+    out.print(f"{load(_ledger(live.run), file, live.storage_options)} replies added")
+
+
+@one_line_errors
+def cache_gc(config: ConfigOrRun) -> None:
+    """Keep the latest answer to each request and forget what else was said."""
+    from stages.teachers.cache import gc
+
+    live = find_config(config, []).runtime()
+    before, after = gc(_ledger(live.run), 0.0, live.storage_options)
+    out.print(f"{before} replies before, {after} after")
+
+
+def _ledger(run: str) -> str:
+    return f"{run.rstrip('/')}/{LEDGER}"

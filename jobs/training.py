@@ -1,0 +1,101 @@
+"""Commands of the model: train, validate, caption."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jobs.console import Json, Overrides, one_line_errors, out, print_json
+
+_IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+
+
+def add_to(app: typer.Typer) -> None:
+    for name, command in (("train", train), ("validate", validate), ("caption", caption)):
+        app.command(name)(command)
+
+
+@one_line_errors
+def train(
+    config: Annotated[str, typer.Argument(metavar="CONFIG|sam-nano", help="A training YAML, or `sam-nano`.")],
+    set_: Overrides = [],
+    json: Json = False,
+) -> None:
+    """Train one stage of PAM on shards; `sam-nano` trains the small SAM 2 on drawn shapes."""
+    if config == "sam-nano":
+        from pipeline.settings import overridden, parse
+        from stages.sam2.train import SamNanoConfig, train_sam_nano
+
+        figures = train_sam_nano(parse(overridden({}, set_), SamNanoConfig, "sam-nano"))
+        print_json(figures) if json else out.print(figures)
+        return
+    from model.train import train as run
+    from model.train_config import TrainConfig
+    from pipeline.settings import load
+
+    result = run(load(Path(config), TrainConfig, set_))
+    facts = {name: str(value) if isinstance(value, Path) else value for name, value in vars(result).items()}
+    if json:
+        print_json(facts)
+    else:
+        out.print(
+            f"{result.steps} steps in {result.seconds:.0f} s, loss {result.first_loss:.3f} -> {result.last_loss:.3f}"
+        )
+        out.print(f"checkpoint: {result.checkpoint}")
+
+
+@one_line_errors
+def validate(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint's folder, or a released PAM's Hugging Face id.")],
+    shards: Annotated[list[str], typer.Argument(help="Validation shards (.tar), or a pack's folder.")],
+    to: Annotated[Path | None, typer.Option("--out", help="Where to write answers and reports.")] = None,
+    sam: Annotated[str | None, typer.Option(help="The SAM 2 checkpoint; `nano` for the small one.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most this many captions a task and language.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    json: Json = False,
+) -> None:
+    """Ask a checkpoint for the captions of held-out shards and score its answers."""
+    from model.evaluate import EvalConfig
+    from model.evaluate import validate as run
+    from model.render import as_markdown
+
+    report = run(checkpoint, shards, sam=sam, config=EvalConfig(limit=limit), device=device, output=to)
+    if json:
+        print_json(report.model_dump(mode="json"))
+    else:
+        out.print(as_markdown([report]), markup=False, highlight=False)
+
+
+@one_line_errors
+def caption(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint's folder, or a released PAM's Hugging Face id.")],
+    media: Annotated[Path, typer.Argument(help="An image, or a video.")],
+    box: Annotated[str | None, typer.Option(help="x0,y0,x1,y1 in pixels")] = None,
+    point: Annotated[list[str], typer.Option(help="x,y in pixels, inside the target; may be repeated")] = [],
+    mask: Annotated[Path | None, typer.Option(help="A picture whose non-black pixels are the target.")] = None,
+    task: Annotated[str, typer.Option(help="label, explain, brief or detailed")] = "brief",
+    language: Annotated[str, typer.Option(help="en or zh")] = "en",
+    stream: Annotated[bool, typer.Option("--stream", help="Caption a video clip after clip.")] = False,
+    to: Annotated[Path | None, typer.Option("--out", help="Where to write the overlay (PNG or MP4).")] = None,
+    sam: Annotated[str | None, typer.Option(help="The SAM 2 checkpoint; `nano` for the small one.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    json: Json = False,
+) -> None:
+    """Describe one target of an image or video with a trained PAM: its mask drawn, and words."""
+    from jobs.captioning import caption_image, caption_video, prompt_of
+
+    prompt = prompt_of(box, point, mask)
+    common: dict[str, Any] = {"checkpoint": checkpoint, "media": media, "prompt": prompt, "sam": sam, "device": device}
+    if media.suffix.lower() in _IMAGES:
+        said = caption_image(**common, task=task, language=language, to=to)
+    else:
+        said = caption_video(**common, language=language, streaming=stream, to=to)
+    if json:
+        print_json(said)
+        return
+    for line in said["captions"]:
+        out.print(line["text"] if line["text"] else "(lost)", markup=False)
+    if said["overlay"]:
+        out.print(f"overlay: {said['overlay']}")
