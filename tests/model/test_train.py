@@ -117,11 +117,12 @@ def test_training_learns_saves_and_is_ready_for_use(shards: Path, tmp_path: Path
 
 
 def test_a_resumed_run_follows_the_same_curve(shards: Path, tmp_path: Path) -> None:
-    whole = train(_config(tmp_path / "whole", shards), _sam())
+    data = DataConfig(shards=[str(shards)], clip_frames=3)
+    whole = train(_config(tmp_path / "whole", shards, data=data), _sam())
     with pytest.raises(_PulledPlugError):
-        train(_config(tmp_path / "parts", shards), _PulledPlug(_sam(), 16))
+        train(_config(tmp_path / "parts", shards, data=data), _PulledPlug(_sam(), 18))
     assert 3 <= len(_losses(tmp_path / "parts")) < 8
-    parts = train(_config(tmp_path / "parts", shards), _sam())
+    parts = train(_config(tmp_path / "parts", shards, data=data), _sam())
     assert _losses(tmp_path / "parts") == pytest.approx(_losses(tmp_path / "whole"), abs=1e-6)
     assert parts.last_loss == pytest.approx(whole.last_loss, abs=1e-6)
 
