@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from pipeline.schedule import Batch, Fault, Retry, after_fault, count_groups, cut, groups_per_batch, halves
 
 groups = st.lists(st.integers(0, 12), max_size=60).map(
-    lambda numbers: pa.table({"group": pa.array(numbers, pa.int64()), "unit": pa.array(range(len(numbers)), pa.int64())})
+    lambda numbers: pa.table(
+        {"group": pa.array(numbers, pa.int64()), "unit": pa.array(range(len(numbers)), pa.int64())}
+    )
 )
 
 

@@ -83,7 +83,10 @@ def test_overriding_leaves_the_given_values_alone() -> None:
 
 def test_secrets_are_read_from_the_environment_when_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BUCKET_KEY", "hidden")
-    assert expanded({"key": "${BUCKET_KEY}", "nested": ["a-${BUCKET_KEY}"]}) == {"key": "hidden", "nested": ["a-hidden"]}
+    assert expanded({"key": "${BUCKET_KEY}", "nested": ["a-${BUCKET_KEY}"]}) == {
+        "key": "hidden",
+        "nested": ["a-hidden"],
+    }
     with pytest.raises(ConfigError, match="NOT_THERE is not set"):
         expanded("${NOT_THERE}")
 
