@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -148,7 +150,8 @@ def in_processes(count: int, config: RefineConfig, units: list[RefineUnit], fold
     for number in range(count):
         mine, own = units[number * share : (number + 1) * share], folder / f"worker{number}"
         own.mkdir(exist_ok=True)
-        workers.append(context.Process(target=worker, args=(config, mine, own, barrier, results)))
+        arguments = (config, mine, own, barrier, results)
+        workers.append(context.Process(target=worker, args=arguments, daemon=True))  # none may outlive the measurement
         workers[-1].start()
     longest = max(results.get(timeout=300)[1] for _ in workers)
     for process in workers:
@@ -207,6 +210,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "sam2_bench")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that a time limit takes the workers along
     args.folder.mkdir(parents=True, exist_ok=True)
     lines = [heading(f"SAM 2.1-{args.size}, {args.regions} regions an image, random weights")]
 

@@ -48,4 +48,4 @@ class RefineConfig(Record):
     region_batch: int = Field(default=64, ge=1)
     frame_batch: int = Field(default=16, ge=1)
     workers: int = Field(default=0, ge=0)
-    gpu_share: int = Field(default=2, ge=1)
+    gpu_share: int = Field(default=3, ge=1)
