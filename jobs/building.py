@@ -129,10 +129,9 @@ def _build(
     retry: bool = False,
 ) -> None:
     from pipeline.build import build as build_run
-    from pipeline.build import status
 
     result = build_run(config, phases, None if json else Lines(), limit, where, retry)
-    counts = status(config)
+    counts = result.stages
     if json:
         print_json(
             {

@@ -14,9 +14,9 @@ import yaml
 from jobs.console import Lines, accounts_table, err, out, print_json
 from jobs.looking import frame_table
 from jobs.reporting import write_run_report
-from pipeline.build import run_phases, session_of, status
+from pipeline.build import run_phases, session_of
 from pipeline.config import EngineConfig, load_config
-from pipeline.engine import Corpus
+from pipeline.engine import Corpus, Counts
 from pipeline.looking import evaluation_of, open_corpus
 from pipeline.output import decisions
 from pipeline.session import Session
@@ -25,7 +25,6 @@ from schemas.caption import Caption
 from schemas.geometry import Rle
 from stages.base import with_digest
 from stages.masks import decode
-from stages.policy import load_policy
 from stages.score.groups import all_columns
 from stages.shapes.clips import write_clips
 from stages.shapes.config import ShapesConfig
@@ -53,7 +52,7 @@ def run_demo(folder: Path, images: int, clips: int, seed: int, train_seconds: fl
     figures = {
         "seconds": round(time.monotonic() - began, 1),
         "config": str(config_path),
-        "stages": {name: count.as_dict() for name, count in status(config).items()},
+        "stages": {name: count.as_dict() for name, count in result.stages.items()},
         "masks": mask_quality(now, photos),
         "filters": precision_recall(_by_captions(now), planted).to_dicts(),
         "pack": result.pack_id,
@@ -133,7 +132,7 @@ def _spoilt_before(current: pl.DataFrame, rows: list[dict[str, Any]]) -> list[bo
 
 def _by_captions(now: Corpus) -> pl.DataFrame:
     """The decisions as the rules over captions alone would take them: a bad mask is not a bad caption."""
-    policy = load_policy(now.config.policy)
+    policy = now.policy
     groups = all_columns()
     of_masks = [check.reason for check in policy.checks if groups[check.column].group == "mask"]
     against = pl.col("reasons").list.set_difference(pl.lit(of_masks)).list.len() > 0
@@ -203,7 +202,8 @@ def shard_listing(manifest: dict[str, Any]) -> list[dict[str, Any]]:
 
 def show(config: EngineConfig, now: Corpus, figures: dict[str, Any]) -> None:
     """Prints the outcome for people."""
-    out.print(accounts_table(status(config), "what became of every row"))
+    counts = {name: Counts(*values.values()) for name, values in figures["stages"].items()}
+    out.print(accounts_table(counts, "what became of every row"))
     masks = figures["masks"]
     out.print(
         f"masks: mean IoU with the truth {masks['box_iou']:.3f} for the annotated box, "

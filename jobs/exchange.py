@@ -40,11 +40,10 @@ def export_pam(
     from stages.export.pam_export import PamExportConfig
     from stages.export.pam_export import export_pam as export
     from stages.pack import plan_pack
-    from stages.policy import load_policy
 
     settings = PamExportConfig.model_validate({"prompt": prompt, "path_prefix": path_prefix})
     now = open_corpus(find_config(config, set_))
-    plan = plan_pack(pack_frames(now, load_policy(now.config.policy)), now.config.pack)
+    plan = plan_pack(pack_frames(now, now.policy), now.config.pack)
     done = export(plan, to, settings, now.config.storage_options)
     if json:
         print_json(done.model_dump(mode="json"))

@@ -67,13 +67,12 @@ def diff(
     """Compare what two runs decided on the same captions."""
     from pipeline.looking import open_corpus
     from pipeline.output import decisions
-    from stages.policy import load_policy
     from stages.yields import changes
 
     sides = []
     for path in (before, after):
         now = open_corpus(find_config(path, []))
-        sides.append(decisions(now, load_policy(now.config.policy)))
+        sides.append(decisions(now, now.policy))
     moved = changes(*sides)
     if json:
         print_json(moved.to_dicts())

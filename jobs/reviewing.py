@@ -38,14 +38,13 @@ def review_export(
     """Write a sample of captions for people to judge: keep, drop, or a correction."""
     from pipeline.looking import open_corpus
     from pipeline.output import decisions
-    from stages.policy import load_policy
     from stages.review import review_sample, write_csv, write_page
 
     now = open_corpus(find_config(config, []))
     wide = now.captions.join(
         now.masked.select("region_key", "uri", "kind", "frame_index", "mask", "source"), on="region_key", how="left"
     )
-    sample = review_sample(wide, decisions(now, load_policy(now.config.policy)), per_stratum, seed)
+    sample = review_sample(wide, decisions(now, now.policy), per_stratum, seed)
     write_csv(sample, to)
     write_page(sample, to.with_suffix(".html"), now.config.storage_options)
     out.print(f"{len(sample)} captions: {to}, {to.with_suffix('.html')}")

@@ -21,7 +21,6 @@ from pipeline.output import decide_captions, decisions, pack_frames, pack_kept
 from pipeline.session import BuildResult, Progress, Session, Silent
 from pipeline.tables import Run
 from stages.pack import plan_pack
-from stages.policy import load_policy
 
 PHASES = ("ingest", "select", "refine", "chunk", "distill", "score", "decide", "pack")
 CONFIG_FILE = "config.yaml"
@@ -70,7 +69,8 @@ def session_of(
             yield session
         finally:
             session.close()
-        _log_run(session, balance(accounts(session.corpus())))
+        session.result.stages = balance(accounts(session.corpus()))
+        _log_run(session, session.result.stages)
 
 
 def run_phases(session: Session, names: Sequence[str]) -> None:
@@ -108,8 +108,7 @@ def accounts(now: Corpus) -> dict[str, Counts]:
         parts = {step.name: step.counts() for step in steps.values()}
         found[name] = sum(parts.values(), Counts())
         found |= parts
-    policy = load_policy(now.config.policy)
-    decided = decisions(now, policy)
+    decided = decisions(now, now.policy)
     found["decide"] = _by_status(decided["status"], len(now.captions))
     found["pack"] = _packed(now)
     return found
@@ -117,7 +116,7 @@ def accounts(now: Corpus) -> dict[str, Counts]:
 
 def _packed(now: Corpus) -> Counts:
     """Captions on their way into the pack: in the current pack, kept out, or waiting for it."""
-    policy = load_policy(now.config.policy)
+    policy = now.policy
     decided = decisions(now, policy)
     kept = int((decided["status"] == "ok").sum())
     plan = plan_pack(pack_frames(now, policy), now.config.pack) if kept else None

@@ -25,6 +25,7 @@ from stages.base import Stage, fingerprint
 from stages.chunk import build_chunk
 from stages.distill.build import build_distill
 from stages.media.probe import ProbeStage
+from stages.policy import Policy, load_policy
 from stages.refine.stage import build_refine
 from stages.score.duplicates import TABLE as CORPUS_TABLE
 from stages.score.duplicates import CorpusScores, DuplicatesConfig, corpus_settings
@@ -143,7 +144,7 @@ def build_stages(config: EngineConfig, forgive_before: float = 0.0) -> Stages:
     return Stages(
         probe=ProbeStage(config.storage_options),
         refine=build_refine(config.refine),
-        chunk=build_chunk(config.chunk),
+        chunk=build_chunk(config.chunk, config.teacher, ledger, config.storage_options),
         distill={
             pair: build_distill(
                 config.teacher, config.captions, *pair, ledger, config.storage_options, forgive_before, share
@@ -183,6 +184,10 @@ class Corpus:
     stages: Stages
     view: View
     where: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def policy(self) -> Policy:
+        return load_policy(self.config.policy)
 
     @cached_property
     def probes(self) -> pl.DataFrame:

@@ -15,7 +15,6 @@ from stages.base import fingerprint
 from stages.decide import Evaluation, evaluate
 from stages.pack import build_pack
 from stages.pack.records import Packed
-from stages.policy import load_policy
 from stages.yields import yield_table
 
 
@@ -27,7 +26,7 @@ def open_corpus(config: EngineConfig) -> Corpus:
 
 def tables_of(now: Corpus) -> dict[str, pl.DataFrame]:
     """Current rows of every table by name, `decisions` and `scores/<group>` included."""
-    policy = load_policy(now.config.policy)
+    policy = now.policy
     stage = build_pack(now.config.pack, now.config.run, now.config.storage_options)
     return {
         "media": now.media,
@@ -45,7 +44,7 @@ def tables_of(now: Corpus) -> dict[str, pl.DataFrame]:
 
 def evaluation_of(now: Corpus) -> Evaluation:
     """The policy's word on every caption, check by check."""
-    return evaluate(now.scored, load_policy(now.config.policy))
+    return evaluate(now.scored, now.policy)
 
 
 def yield_of(config: EngineConfig, by: tuple[str, ...] = ()) -> pl.DataFrame:

@@ -15,7 +15,7 @@ from stages.decide import decide
 from stages.pack import build_pack, finish_pack, plan_pack
 from stages.pack.frames import PackFrames
 from stages.pack.records import Packed
-from stages.policy import Policy, load_policy, policy_digest
+from stages.policy import Policy, policy_digest
 
 _SHARDS_AT_ONCE = 64
 
@@ -37,7 +37,8 @@ def decisions(now: Corpus, policy: Policy) -> pl.DataFrame:
 
 def decide_captions(session: Session) -> None:
     """Evaluates the policy over all scores, unless it has been over these."""
-    now, policy = session.corpus(), load_policy(session.config.policy)
+    now = session.corpus()
+    policy = now.policy
     print_, table = decision_fingerprint(policy, now), decisions_table(policy)
     if len(now.captions) and not session.writer.view().commits(table, print_):
         rows = with_digest(conform(decide(now.scored, policy).to_arrow(), arrow_schema(Decision)), Decision)
@@ -61,7 +62,8 @@ def pack_frames(now: Corpus, policy: Policy) -> PackFrames:
 
 def pack_kept(session: Session) -> None:
     """Writes the shards that the present decisions ask for and that do not exist yet."""
-    now, policy = session.corpus(), load_policy(session.config.policy)
+    now = session.corpus()
+    policy = now.policy
     stage = build_pack(session.config.pack, session.writer.store.url, session.config.storage_options)
     print_ = fingerprint(stage)
     packed = frame_of(now.view, stage.table, [print_], Packed)

@@ -10,7 +10,6 @@ from pipeline.flow import pool_of
 from pipeline.output import decisions
 from pipeline.session import Session
 from pipeline.work import Node
-from stages.policy import load_policy
 from stages.rescue import build_rescue, rescue_plan, rescue_units, strip_openers
 
 
@@ -19,7 +18,8 @@ def rescue(session: Session, max_attempts: int = 3) -> pl.DataFrame:
 
     A rescued caption is a further attempt at its row. Captions are asked for with what was wrong with the last one.
     """
-    now, policy = session.corpus(), load_policy(session.config.policy)
+    now = session.corpus()
+    policy = now.policy
     plan = rescue_plan(now.captions, decisions(now, policy), policy, max_attempts)
     if len(plan):
         _strip(session, plan)

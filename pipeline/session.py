@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.config import EngineConfig
-from pipeline.engine import Corpus, Stages, build_stages, fingerprints_of
+from pipeline.engine import Corpus, Counts, Stages, build_stages, fingerprints_of
 from pipeline.schedule import cut
 from pipeline.tables import PartInfo, Store, Writer, write_part
 from pipeline.work import Node, NodeCounts, Piece, Work
@@ -43,7 +43,7 @@ class Silent:
 
 @dataclass
 class BuildResult:
-    """What a build did: rows made by step, their reasons, seconds by phase, the pack it ended with."""
+    """What a build did: rows made by step, their reasons, seconds by phase, the pack, the run's accounts at its end."""
 
     done: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -51,6 +51,7 @@ class BuildResult:
     pack_id: str | None = None
     pack: dict[str, Any] | None = None
     started_ray: bool = False
+    stages: dict[str, Counts] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from schemas.base import LocalPath
+from schemas.yaml import load_yaml
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -33,7 +34,7 @@ class ConfigError(Exception):
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping; raises `ConfigError` naming the file (and line) when it cannot be read."""
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loaded = load_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: there is no such configuration file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -56,7 +57,7 @@ def overridden(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str,
         if not sign or not dotted:
             raise ConfigError(f"--set {override}: write it as key.subkey=value")
         try:
-            value = yaml.safe_load(text) if text else None
+            value = load_yaml(text) if text else None
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {override}: the value is not valid YAML: {error}") from error
         _assign(result, dotted.split("."), value, override)

@@ -22,6 +22,7 @@ from pydantic import Field, ValidationError
 from schemas.base import Record
 from schemas.caption import Language
 from schemas.keys import digest_value
+from schemas.yaml import load_yaml
 
 TEMPLATES = Path(__file__).parent / "templates"
 SECTIONS = ("system", "user", "repair")
@@ -121,7 +122,7 @@ def _parse(path: Path, search: Sequence[Path]) -> Prompt:
     if parts is None:
         raise PromptError(f"{path}: a prompt starts with front matter between two lines of ---")
     try:
-        front = FrontMatter.model_validate(yaml.safe_load(parts["front"]))
+        front = FrontMatter.model_validate(load_yaml(parts["front"]))
     except (yaml.YAMLError, ValidationError) as error:
         raise PromptError(f"{path}: the front matter is not valid: {error}") from error
     if front.id != path.stem:

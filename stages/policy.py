@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from schemas.caption import Language, Task
 from schemas.keys import digest_value
+from schemas.yaml import load_yaml
 from stages.score.groups import all_columns
 
 Action = Literal["drop", "flag"]
@@ -142,7 +143,7 @@ class Policy(BaseModel):
 def load_policy(path: str | Path) -> Policy:
     """Reads and validates a policy file. Raises `PolicyError` naming the file and what is wrong in it."""
     try:
-        data = yaml.safe_load(Path(path).read_text("utf-8"))
+        data = load_yaml(Path(path).read_text("utf-8"))
     except FileNotFoundError:
         raise PolicyError(f"there is no policy file {path}") from None
     except yaml.YAMLError as error:

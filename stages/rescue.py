@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 
 import polars as pl
 import pyarrow as pa
-import yaml
 
 from schemas.arrow import arrow_schema, conform
 from schemas.caption import Caption, Language, Task
+from schemas.yaml import load_yaml
 from stages.base import UnitError, with_digest
 from stages.decide import EARLIER_EVENT
 from stages.distill.config import CaptionsConfig
@@ -212,5 +212,5 @@ def _stops(decided: pl.DataFrame) -> pl.DataFrame:
 
 @cache
 def _repairs() -> dict[str, Any]:
-    table: dict[str, Any] = yaml.safe_load((resources.files("stages") / "repairs.yaml").read_text("utf-8"))
+    table: dict[str, Any] = load_yaml((resources.files("stages") / "repairs.yaml").read_text("utf-8"))
     return table

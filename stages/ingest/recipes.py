@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from schemas.caption import Task
 from schemas.media import MediaKind
 from schemas.region import Hint, HintKind
+from schemas.yaml import load_yaml
 
 
 class Recipe(BaseModel):
@@ -39,7 +39,7 @@ class Recipe(BaseModel):
 def recipes() -> dict[str, Recipe]:
     """Format name -> recipe. Raises pydantic's `ValidationError` for a damaged table."""
     text = files("configs").joinpath("sources.yaml").read_text(encoding="utf-8")
-    return TypeAdapter(dict[str, Recipe]).validate_python(yaml.safe_load(text))
+    return TypeAdapter(dict[str, Recipe]).validate_python(load_yaml(text))
 
 
 def told(hints: Sequence[Hint], recipe: Recipe) -> list[Hint]:

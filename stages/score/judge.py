@@ -10,13 +10,13 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
-import yaml
 from numpy.typing import NDArray
 from pydantic import Field
 
 from schemas.arrow import from_table, to_table
 from schemas.base import Record, Row
 from schemas.keys import digest_value
+from schemas.yaml import load_yaml
 from stages.base import AsyncStage, UnitError
 from stages.distill.answers import BriefAnswer
 from stages.distill.render import teacher_pictures
@@ -217,5 +217,5 @@ class JudgeStage(AsyncStage):
 @cache
 def _prompts() -> dict[str, Any]:
     text = (resources.files("stages.score.words") / "judge.yaml").read_text("utf-8")
-    prompts: dict[str, Any] = yaml.safe_load(text)
+    prompts: dict[str, Any] = load_yaml(text)
     return prompts

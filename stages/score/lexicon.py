@@ -7,11 +7,11 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from schemas.caption import Language
 from schemas.keys import digest_bytes
+from schemas.yaml import load_yaml
 
 FOLDER = "stages.score.lexicons"
 
@@ -78,7 +78,7 @@ def load_lexicon(name: str) -> Lexicon:
     if not file.is_file():
         raise FileNotFoundError(f"there is no lexicon {name!r}; there are {', '.join(lexicon_names())}")
     data = file.read_bytes()
-    return Lexicon.model_validate(yaml.safe_load(data) | {"hash": digest_bytes(data).hex()})
+    return Lexicon.model_validate(load_yaml(data) | {"hash": digest_bytes(data).hex()})
 
 
 def lexicon_names() -> list[str]:

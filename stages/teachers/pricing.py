@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from schemas.base import Record
 from schemas.caption import Usage
+from schemas.yaml import load_yaml
 from stages.teachers.protocol import Detail, TeacherRequest
 
 PRICES = Path(__file__).with_name("prices.yaml")
@@ -107,7 +108,7 @@ def priced(usage: Usage, price: Price, batch: bool = False) -> Usage:
 @functools.cache
 def _load(path: str) -> tuple[Price, ...]:
     try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        raw = load_yaml(Path(path).read_text(encoding="utf-8"))
         return tuple(Price.model_validate(entry) for entry in raw["models"])
     except (OSError, yaml.YAMLError, ValidationError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a price table (a list `models` of prices): {error}") from error

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from stages.teachers.batch import BatchTeacher
 from stages.teachers.config import TeacherConfig
-from stages.teachers.engine import EngineTeacher
 from stages.teachers.jobs import JobFolder
 from stages.teachers.ledger import Ledger
 from stages.teachers.ledgered import LedgeredTeacher
 from stages.teachers.measured import MeasuredTeacher
-from stages.teachers.online import OnlineTeacher
 from stages.teachers.protocol import Teacher
 
 
@@ -74,9 +71,16 @@ class TeacherSource:
             self._ledger = None
 
     def _billed(self, ledger: str) -> Teacher:
+        """Imported here: the clients take seconds, which commands that ask nobody need not pay."""
         if self.config.backend == "openai":
+            from stages.teachers.online import OnlineTeacher
+
             return OnlineTeacher(self.config)
         if self.config.backend == "vllm":
+            from stages.teachers.engine import EngineTeacher
+
             return EngineTeacher(self.config)
+        from stages.teachers.batch import BatchTeacher
+
         jobs = JobFolder(f"{ledger.rstrip('/')}/jobs", self._storage_options)
         return BatchTeacher(self.config, jobs, self._forgive_before)

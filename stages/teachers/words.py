@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-import yaml
-
 from schemas.caption import Language
 from schemas.region import Hint
+from schemas.yaml import load_yaml
 from stages.teachers.measure import Facts
 from stages.teachers.protocol import Subject, SubjectEvent
 
@@ -234,5 +233,5 @@ def _hint(hints: tuple[Hint, ...], kind: str, language: str) -> str | None:
 
 @functools.cache
 def _zh_names() -> dict[str, str]:
-    names: dict[str, str] = yaml.safe_load(_ZH_NAMES.read_text(encoding="utf-8"))
+    names: dict[str, str] = load_yaml(_ZH_NAMES.read_text(encoding="utf-8"))
     return names

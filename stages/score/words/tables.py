@@ -6,11 +6,11 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict
 
 from schemas.caption import Language
 from schemas.keys import digest_bytes
+from schemas.yaml import load_yaml
 
 _HERE = "stages.score.words"
 _TEACHERS = "stages.teachers"
@@ -52,5 +52,5 @@ def tables_hash() -> str:
 
 
 def _read(package: str, name: str) -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load((resources.files(package) / name).read_text("utf-8"))
+    content: dict[str, Any] = load_yaml((resources.files(package) / name).read_text("utf-8"))
     return content
