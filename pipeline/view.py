@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.dataset as pads
 
 from pipeline.commits import INPUT_DIGEST, Commit, RunError
 from pipeline.snapshot import Snapshot, live, read_tombstones
@@ -151,6 +150,8 @@ def _scan(store: Store, commits: Sequence[Commit], schema: pa.Schema | None) -> 
     paths = [commit.part.path for commit in commits]
     options = polars_options(store)
     if options is None:
+        import pyarrow.dataset as pads  # brings pandas along, which costs every command a second
+
         parts = [store.full(path) for path in paths]
         return pl.scan_pyarrow_dataset(pads.dataset(parts, schema, filesystem=store.fs))
     if schema is not None:
