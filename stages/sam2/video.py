@@ -120,8 +120,8 @@ class _Frames:
         """The features of a frame: of the block under way, or of any other frame, encoded by itself."""
         if frame in self._levels:
             return self._levels[frame]
-        if self._in_order and self._blocks and self._blocks[0][0] == frame:
-            self._advance()
+        if self._in_order and any(frame in block for block in self._blocks):
+            self._advance(frame)
             return self._levels[frame]
         if self._single is None or self._single[0] != frame:
             pixels = self._pool.submit(self._pixels, [frame]).result()
@@ -132,11 +132,14 @@ class _Frames:
         """From here on frames are asked for in order; before it, prompts ask for any."""
         self._in_order = True
 
-    def _advance(self) -> None:
-        block = self._blocks.popleft()
-        pixels = self._next.result()
-        if self._blocks:
-            self._next = self._pool.submit(self._pixels, self._blocks[0])
+    def _advance(self, frame: int) -> None:
+        """Encodes the next block that holds `frame`; frames on which every object was prompted are never asked for."""
+        while True:
+            block, pixels = self._blocks.popleft(), self._next.result()
+            if self._blocks:
+                self._next = self._pool.submit(self._pixels, self._blocks[0])
+            if frame in block:
+                break
         self._levels = dict(zip(block, self._encoded(pixels), strict=True))
 
     def _pixels(self, indices: list[int]) -> Tensor:
