@@ -1,0 +1,109 @@
+"""The command line says what is wrong in one line, speaks JSON to machines, and needs no Ray to look."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from jobs.cli import app
+from stages.shapes.config import ShapesConfig
+from stages.shapes.images import write_images
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run() -> Run:
+    runner = CliRunner()
+    return lambda *args: runner.invoke(app, [str(arg) for arg in args])
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    drawn = write_images(tmp_path / "world", ShapesConfig(images=2, clips=0, size=(96, 96)))
+    settings = {
+        "run": "run",
+        "sources": [{"format": "coco", "annotations": str(drawn.annotations[0]), "media": str(drawn.media)}],
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return path
+
+
+def test_every_command_has_help(run: Run) -> None:
+    listed = run("--help").output
+    for command in ("build", "status", "retry-failed", "filter", "pack", "inspect", "verify", "gc", "doctor", "report"):
+        assert command in listed
+        assert run(command, "--help").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("selekt.min_side=3", "did you mean 'select'"),
+        ("refine.backend=magic", "refine.backend"),
+        ("policy=nowhere.yaml", "built in are default.yaml"),
+        ("teacher.backend=openai", "needs the name of a model"),
+    ],
+)
+def test_a_bad_setting_is_one_line_and_exit_code_1(run: Run, config: Path, override: str, said: str) -> None:
+    result = run("status", config, "--set", override)
+    assert result.exit_code == 1
+    assert said in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_missing_configuration_is_named(run: Run, tmp_path: Path) -> None:
+    result = run("build", tmp_path / "none.yaml")
+    assert result.exit_code == 1
+    assert "there is no such configuration file" in result.stderr
+
+
+def test_a_source_that_cannot_be_read_is_named(run: Run, config: Path) -> None:
+    result = run("run", "ingest", config, "--set", "sources.0.annotations=/nowhere/x.json")
+    assert result.exit_code == 1
+    assert "/nowhere/x.json" in result.stderr
+
+
+def test_status_of_a_run_that_has_not_begun_is_all_zero(run: Run, config: Path) -> None:
+    result = run("status", config, "--json")
+    assert result.exit_code == 0
+    stages = json.loads(result.stdout)["stages"]
+    assert {"ingest", "select", "refine", "chunk", "distill", "score", "decide", "pack"} <= set(stages)
+    assert all(value == 0 for counts in stages.values() for value in counts.values())
+
+
+def test_looking_loads_no_ray(run: Run, config: Path) -> None:
+    before = "ray" in sys.modules
+    run("status", config, "--json")
+    assert ("ray" in sys.modules) == before
+
+
+def test_doctor_tells_what_is_missing(run: Run, config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TEACHER_KEY", raising=False)
+    assert run("doctor", config, "--json").exit_code == 0
+    text = config.read_text() + "teacher: {backend: openai, model: some-vlm, api_key_env: TEACHER_KEY}\n"
+    config.write_text(text, encoding="utf-8")
+    result = run("doctor", config, "--json")
+    assert result.exit_code == 1
+    missing = [finding["found"] for finding in json.loads(result.stdout) if finding["state"] == "missing"]
+    assert missing == ["TEACHER_KEY is not set"]
+
+
+def test_prompts_are_listed_and_shown(run: Run) -> None:
+    listed = json.loads(run("prompts", "list", "--json").stdout)
+    assert {"brief.en", "brief.zh", "stream.en"} <= {prompt["id"] for prompt in listed}
+    shown = run("prompts", "show", "brief.en").stdout
+    assert "## system" in shown
+
+
+def test_preview_draws_the_first_regions(run: Run, config: Path, tmp_path: Path) -> None:
+    result = run("preview", config, "--out", tmp_path / "p.png")
+    assert result.exit_code == 0
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
