@@ -35,7 +35,10 @@ def test_every_stage_accounts_for_every_row(world: Any) -> None:
     assert counts["ingest"].total == regions
     assert counts["refine"].total == counts["select"].ok
     assert counts["distill"].total == 2 * counts["refine"].ok
-    assert counts["score"].total == 2 * counts["distill"].ok
+    groups = [name for name in counts if name.startswith("score/")]
+    assert {"score/text", "score/mask"} <= set(groups)
+    assert all(counts[group].total == counts["distill"].ok for group in groups)
+    assert counts["score"].total == len(groups) * counts["distill"].ok
     assert counts["pack"].total == counts["decide"].ok == counts["pack"].ok
     assert all(count.balanced and not count.pending for count in counts.values())
     assert verify(Run.open(world.config().run)).ok
