@@ -18,6 +18,7 @@ from jobs.console import (
     accounts_table,
     find_config,
     one_line_errors,
+    only_json,
     out,
     pairs,
     print_json,
@@ -89,7 +90,8 @@ def filter_(config: ConfigOrRun, set_: Overrides = [], json: Json = False) -> No
     from pipeline.looking import yield_of
 
     settings = find_config(config, set_)
-    result = build_run(settings, ("score", "decide"), None if json else Lines(), free=True)
+    with only_json(json):
+        result = build_run(settings, ("score", "decide"), None if json else Lines(), free=True)
     table = yield_of(settings)
     if json:
         print_json({"rows": result.done, "yield": table.to_dicts()})
@@ -130,7 +132,8 @@ def _build(
 ) -> None:
     from pipeline.build import build as build_run
 
-    result = build_run(config, phases, None if json else Lines(), limit, where, retry)
+    with only_json(json):
+        result = build_run(config, phases, None if json else Lines(), limit, where, retry)
     counts = result.stages
     if json:
         print_json(

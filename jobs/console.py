@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec, TypeVar
 
@@ -90,6 +91,13 @@ def pairs(texts: list[str], option: str) -> dict[str, str]:
 def print_json(value: Any) -> None:
     """One JSON object on stdout."""
     sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS).decode() + "\n")
+
+
+@contextmanager
+def only_json(json: bool) -> Iterator[None]:
+    """With `--json`, what libraries print meanwhile (Ray on a worker's death) goes to stderr: stdout is the object's."""
+    with redirect_stdout(sys.stderr) if json else nullcontext():
+        yield
 
 
 def accounts_table(counts: Mapping[str, Counts], title: str = "") -> Table:

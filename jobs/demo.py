@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import yaml
 
-from jobs.console import Lines, accounts_table, err, out, print_json
+from jobs.console import Lines, accounts_table, err, only_json, out, print_json
 from jobs.looking import frame_table
 from jobs.reporting import write_run_report
 from pipeline.build import run_phases, session_of
@@ -44,7 +44,7 @@ def run_demo(folder: Path, images: int, clips: int, seed: int, train_seconds: fl
     config_path, photos = draw(folder, images, clips, seed)
     config = load_config(config_path)
     progress = None if as_json else Lines()
-    with session_of(config, progress) as session:
+    with only_json(as_json), session_of(config, progress) as session:
         run_phases(session, _BEFORE_SCORES)
         planted = plant(session, seed)
         run_phases(session, _FROM_SCORES)

@@ -8,7 +8,7 @@ from typing import Annotated
 import polars as pl
 import typer
 
-from jobs.console import ConfigOrRun, Json, Lines, Overrides, find_config, one_line_errors, out, print_json
+from jobs.console import ConfigOrRun, Json, Lines, Overrides, find_config, one_line_errors, only_json, out, print_json
 from jobs.looking import frame_table
 
 
@@ -32,7 +32,7 @@ def rescue(
     from pipeline.build import session_of
     from pipeline.repair import rescue as repair
 
-    with session_of(find_config(config, set_), None if json else Lines()) as session:
+    with only_json(json), session_of(find_config(config, set_), None if json else Lines()) as session:
         followed = repair(session, attempts)
     counts = followed.group_by("reason", "repair").agg(captions=pl.len().cast(pl.Int64)).sort("reason", "repair")
     if json:
