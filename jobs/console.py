@@ -95,7 +95,7 @@ def print_json(value: Any) -> None:
 
 @contextmanager
 def only_json(json: bool) -> Iterator[None]:
-    """With `--json`, what libraries print meanwhile (Ray when a worker dies) goes to stderr; stdout is for the object."""
+    """With `--json`, what libraries print meanwhile (Ray when a worker dies) goes to stderr, away from the object."""
     with redirect_stdout(sys.stderr) if json else nullcontext():
         yield
 

@@ -19,9 +19,12 @@ def local_ray() -> Iterator[None]:
     """One Ray for the session; builds connect to it instead of starting their own."""
     import ray
 
-    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
+    mine = not ray.is_initialized()
+    if mine:
+        ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
     yield
-    ray.shutdown()
+    if mine:
+        ray.shutdown()
 
 
 class World:

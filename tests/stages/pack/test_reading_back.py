@@ -113,11 +113,14 @@ def test_datasets_with_the_types_that_the_pack_states(new_corpus, write, tmp_pat
 def test_ray_data(pack, corpus):
     import ray
 
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    mine = not ray.is_initialized()  # other tests of the session may have started one
+    if mine:
+        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     try:
         rows = ray.data.read_webdataset(shards(pack), decoder=None).take_all()
     finally:
-        ray.shutdown()
+        if mine:
+            ray.shutdown()
     assert {row["__key__"] for row in rows} == {media.media_key.hex() for media in corpus.media}
     for row in rows:
         picture = np.asarray(Image.open(io.BytesIO(row["jpg"])).convert("RGB"))
