@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
@@ -124,8 +125,6 @@ class Lines:
         err.print(f"[bold]{name}[/]")
 
     def tick(self, counts: Mapping[str, NodeCounts]) -> None:
-        import time
-
         now = time.monotonic()
         if now - self._last < self._every_s:
             return

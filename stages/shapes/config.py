@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field
 
@@ -22,17 +22,7 @@ DefectKind = Literal[
     "wrong_category",
 ]
 
-DEFECT_KINDS: tuple[DefectKind, ...] = (
-    "background_box",
-    "shifted_box",
-    "zero_area_box",
-    "outside_box",
-    "nan_box",
-    "missing_file",
-    "unreadable_file",
-    "unknown_category",
-    "wrong_category",
-)
+DEFECT_KINDS: tuple[DefectKind, ...] = get_args(DefectKind)
 
 
 class ShapesConfig(Record):
