@@ -25,9 +25,10 @@ from model.config import PamConfig, PerceiverConfig, pam_config
 from model.decode import FastDecoder
 from model.generate import GenerationConfig, eager_tokens
 from model.pam import Batch, Pam, Sequences, build_llm, cast
-from model.templates import encode_prompt, user_text
+from model.templates import encode_prompt
 from model.tokenizer import train_tokenizer
 from model.vision import FrozenSam, Prompt
+from prompts.pam import user_text
 
 NEVER = -1
 """An end-of-turn id that no token has: every answer runs to its full length."""

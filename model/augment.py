@@ -9,8 +9,9 @@ import numpy as np
 from pydantic import Field
 
 from model.corpus import Example
-from model.templates import PARAPHRASES, user_text
+from model.templates import PARAPHRASES
 from model.vision import Prompt
+from prompts.pam import user_text
 from schemas.base import Box, Record
 from schemas.caption import Language
 from stages import masks

@@ -18,8 +18,8 @@ from PIL import Image
 from model import checkpoint
 from model.generate import GenerationConfig, Generator
 from model.pam import Pam
-from model.templates import user_text
 from model.vision import FrozenSam, Prompt, Taps, load_sam, shown_frames
+from prompts.pam import user_text
 from schemas.base import Box
 from schemas.caption import Language, Task
 from schemas.geometry import Rle

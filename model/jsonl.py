@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from model.corpus import CorpusError, Example
-from model.templates import PROMPTS
+from prompts.pam import PROMPTS
 from schemas.base import Box
 from schemas.caption import Language, Task
 from schemas.geometry import Point

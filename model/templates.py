@@ -1,6 +1,6 @@
-"""What PAM is asked and how a conversation becomes token ids, byte for byte as the released models were trained.
+"""How a conversation becomes token ids, byte for byte as the released models were trained: Qwen2's chat template.
 
-The prompts are those of the public notebooks (English and Chinese), the frame is Qwen2's chat template.
+What PAM is asked is in `prompts.pam`.
 """
 
 from __future__ import annotations
@@ -9,33 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from schemas.caption import Language, Task
+from prompts.pam import IMAGE_MARK
+from schemas.caption import Task
 
 IMAGE_PLACEHOLDER = -200
 """Stands in `input_ids` where the visual rows go; it is never embedded."""
 IGNORE = -100
 SYSTEM = "You are a helpful assistant."
-_MARK = "<image>"
-
-PROMPTS: dict[Language, dict[Task, str]] = {
-    "en": {
-        "label": "Classify this subject and provide its label.",
-        "explain": "Classify this subject and provide the label and its definition.",
-        "brief": "Provide a concise caption for this subject.",
-        "detailed": "Provide a comprehensive and detailed description for this subject.",
-        "video": "Provide a caption for this subject in this video.\nPrevious caption: {history}",
-        "stream": "Provide a caption for this subject in this video.\nPrevious caption: {history}",
-    },
-    "zh": {
-        "label": "对该目标对象进行分类并提供标签",
-        "explain": "对该目标对象进行分类并提供标签和名词功能解释",
-        "brief": "对该目标对象提供一个概括的描述",
-        "detailed": "对该目标对象提供一个全面且详细的描述",
-        "video": "对该视频中的目标对象提供一个描述。\n历史描述：{history}",
-        "stream": "对该视频中的目标对象提供一个描述。\n历史描述：{history}",
-    },
-}
-NO_HISTORY: dict[Language, str] = {"en": "None", "zh": "无"}
 
 PARAPHRASES: dict[Task, tuple[str, ...]] = {
     "label": ("What is this subject? Answer with its label.", "Name this subject."),
@@ -44,16 +24,6 @@ PARAPHRASES: dict[Task, tuple[str, ...]] = {
     "detailed": ("Describe this subject in detail.", "Write a full description of this subject."),
 }
 """Other English ways to ask, used by the `paraphrase` augmentation. They are ours, not PAM's."""
-
-
-def user_text(task: Task, language: Language = "en", history: str | None = None, prompt: str | None = None) -> str:
-    """The user turn: `<image>`, a newline and the prompt of the task (or `prompt` itself).
-
-    `history` is the previous event's caption of a stream; None is written as PAM writes it.
-    """
-    text = prompt if prompt is not None else PROMPTS[language][task]
-    # str.format would trip over braces in a history that a model wrote
-    return f"{_MARK}\n" + text.replace("{history}", history if history is not None else NO_HISTORY[language])
 
 
 @dataclass(frozen=True)
@@ -93,7 +63,7 @@ def encode_example(tokenizer: Any, user: str, answer: str, published_labels: boo
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
     """Token ids of a turn, the placeholder in place of `<image>`. Raises ValueError for more than one."""
-    pieces: Sequence[str] = text.split(_MARK)
+    pieces: Sequence[str] = text.split(IMAGE_MARK)
     if len(pieces) > 2:
         raise ValueError("a conversation has one <image>; this turn has more: remove it from the prompt or the history")
     ids: list[int] = []

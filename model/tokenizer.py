@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from model.templates import PARAPHRASES, PROMPTS, SYSTEM
+from model.templates import PARAPHRASES, SYSTEM
+from prompts.pam import PROMPTS
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 

@@ -47,15 +47,11 @@ def train_with_ray(config: TrainConfig) -> TrainResult:
         ),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
     ).fit()
-    metrics = result.metrics or {}
-    return TrainResult(**{**metrics, "checkpoint": Path(metrics["checkpoint"]), "metrics": Path(metrics["metrics"])})
+    made: TrainResult = result.return_value
+    return made
 
 
-def _worker(settings: dict[str, Any]) -> None:
-    import ray.train
-
+def _worker(settings: dict[str, Any]) -> TrainResult:
     config = TrainConfig.model_validate_json(settings["config"]).model_copy(update={"ray_workers": 1})
     with join_world(config.device) as world:
-        result = Trainer(config, world).run()
-    plain = {name: getattr(result, name) for name in TrainResult.__dataclass_fields__}
-    ray.train.report(plain | {"checkpoint": str(result.checkpoint), "metrics": str(result.metrics)})
+        return Trainer(config, world).run()

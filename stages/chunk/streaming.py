@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from prompts.pam import NO_HISTORY
 from schemas.base import Box, Status
 from schemas.caption import Language
 from schemas.geometry import FrameMask
 
 LISTED_FRAMES = 32
 LEAST_FRAMES = 16
-NO_HISTORY: Mapping[Language, str] = {"en": "None", "zh": "无"}
 
 
 @dataclass(frozen=True)

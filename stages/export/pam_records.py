@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from prompts.pam import IMAGE_MARK, user_text
 from schemas.base import Box
 from schemas.geometry import FrameMask, Rle
 from schemas.sample import Sample, SampleCaption, SampleRegion
 from stages.chunk.streaming import event_frames
 from stages.export.pam_geometry import ENOUGH_POINTS, sample_points, xywh
-from stages.export.pam_text import IMAGE_MARK, explain_answer, human_turn
+from stages.export.pam_text import explain_answer
 
 PromptKind = Literal["box", "point", "boxNpoint"]
 _RESERVED = (IMAGE_MARK, "<|im_start|>", "<|im_end|>", "<|endoftext|>")
@@ -57,7 +58,7 @@ def _exportable(
     if isinstance(visual, str):
         return Exportable(region, caption, reason=visual)
     turns = [
-        {"from": "human", "value": human_turn(caption.task, caption.language, history)},
+        {"from": "human", "value": user_text(caption.task, caption.language, history)},
         {"from": "gpt", "value": answer},
     ]
     name = f"{region.region_key.hex()}-{caption.task}-{caption.language}"

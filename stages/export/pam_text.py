@@ -1,4 +1,4 @@
-"""What PAM is asked and how its answers are laid out, byte for byte as in its public notebooks and files.
+"""How PAM's annotation files are named, how their turns are read and how answers are laid out in them.
 
 Source: Perceive-Anything/PAM, notebooks and released annotation files (arXiv 2506.05302).
 """
@@ -10,31 +10,10 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from prompts.pam import HISTORY, IMAGE_MARK, NO_HISTORY, PROMPTS
 from schemas.caption import Language, Task
 from schemas.keys import digest_value
-from stages.chunk.streaming import NO_HISTORY
 
-IMAGE_MARK = "<image>"
-_HISTORY = "{history}"
-
-PROMPTS: dict[Language, dict[Task, str]] = {
-    "en": {
-        "label": "Classify this subject and provide its label.",
-        "explain": "Classify this subject and provide the label and its definition.",
-        "brief": "Provide a concise caption for this subject.",
-        "detailed": "Provide a comprehensive and detailed description for this subject.",
-        "video": "Provide a caption for this subject in this video.\nPrevious caption: {history}",
-        "stream": "Provide a caption for this subject in this video.\nPrevious caption: {history}",
-    },
-    "zh": {
-        "label": "对该目标对象进行分类并提供标签",
-        "explain": "对该目标对象进行分类并提供标签和名词功能解释",
-        "brief": "对该目标对象提供一个概括的描述",
-        "detailed": "对该目标对象提供一个全面且详细的描述",
-        "video": "对该视频中的目标对象提供一个描述。\n历史描述：{history}",
-        "stream": "对该视频中的目标对象提供一个描述。\n历史描述：{history}",
-    },
-}
 LANGUAGE_SUFFIX: dict[Language, str] = {"en": "en", "zh": "ch"}
 
 TASK_SUFFIX: dict[Task, str] = {
@@ -55,13 +34,6 @@ FOLDER: dict[Task, str] = {
 }
 
 
-def human_turn(task: Task, language: Language, history: str | None = None) -> str:
-    """The human turn: the image's mark, a newline, the task's prompt; `history` is the previous event's caption."""
-    text = PROMPTS[language][task]
-    # Not str.format: a history may hold braces.
-    return f"{IMAGE_MARK}\n" + text.replace(_HISTORY, history if history is not None else NO_HISTORY[language])
-
-
 @dataclass(frozen=True)
 class Asked:
     """What a human turn asks. `history` is None for tasks without one and at the start of a chain."""
@@ -80,7 +52,7 @@ def read_turn(text: str, video: bool) -> Asked | None:
     body = text.replace(IMAGE_MARK, "", 1).strip("\n")
     for language, prompts in PROMPTS.items():
         for task, prompt in prompts.items():
-            head, mark, _ = prompt.partition(_HISTORY)
+            head, mark, _ = prompt.partition(HISTORY)
             if (task in ("video", "stream")) != video:
                 continue
             if not mark and body == prompt:

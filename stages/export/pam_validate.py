@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from prompts.pam import IMAGE_MARK
 from schemas.base import Record
 from stages.chunk.streaming import LEAST_FRAMES
 from stages.export.pam_geometry import ENOUGH_POINTS, whole_pixels
-from stages.export.pam_text import IMAGE_MARK, read_turn
+from stages.export.pam_text import read_turn
 
 _KEYS = {"id", "type", "image", "image_root", "frames", "conversations", "bbox", "points", "labels"}
 _MAX_TOKENS = 12_288

@@ -9,7 +9,8 @@ import torch
 from model.decode import FastDecoder
 from model.generate import GenerationConfig, Generator, eager_tokens
 from model.pam import Batch, Pam
-from model.templates import encode_prompt, user_text
+from model.templates import encode_prompt
+from prompts.pam import user_text
 
 
 def _sequences(pam: Pam, tokenizer: Any, tasks: list[Any]) -> Any:

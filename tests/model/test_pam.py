@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from model.checkpoint import CheckpointError, load, load_released, released_state, save
 from model.config import PamConfig, PerceiverConfig
 from model.pam import Batch, Pam
-from model.templates import IGNORE, IMAGE_PLACEHOLDER, encode_example, encode_prompt, user_text
+from model.templates import IGNORE, IMAGE_PLACEHOLDER, encode_example, encode_prompt
+from prompts.pam import user_text
 
 
 def _batch(tokenizer: Any, answers: list[str], frames: int = 1) -> Batch:

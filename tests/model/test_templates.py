@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from model.templates import IGNORE, IMAGE_PLACEHOLDER, encode_example, encode_prompt, user_text
+from model.templates import IGNORE, IMAGE_PLACEHOLDER, encode_example, encode_prompt
+from prompts.pam import user_text
 
 
 def test_prompts_are_those_that_the_released_models_saw() -> None:

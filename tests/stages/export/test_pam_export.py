@@ -12,13 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from model.templates import NO_HISTORY as MODEL_NO_HISTORY
-from model.templates import PROMPTS as MODEL_PROMPTS
+from prompts.pam import NO_HISTORY, user_text
 from stages import masks
-from stages.chunk.streaming import NO_HISTORY
 from stages.export import PamExportConfig, export_pam
 from stages.export.pam_geometry import sample_points, whole_pixels, xywh
-from stages.export.pam_text import PROMPTS, explain_answer, human_turn, read_turn, source_names
+from stages.export.pam_text import explain_answer, read_turn, source_names
 from stages.pack import PackConfig, plan_pack
 
 TRAIN_ONLY = PackConfig(validation_fraction=0)
@@ -69,11 +67,6 @@ def test_prompts_are_byte_exact(exported):
         "<image>\n对该视频中的目标对象提供一个描述。\n历史描述：无",
         "<image>\n对该视频中的目标对象提供一个描述。\n历史描述：event 0 zh",
     ]
-
-
-def test_the_model_is_asked_as_the_data_teaches():
-    assert PROMPTS == MODEL_PROMPTS
-    assert NO_HISTORY == MODEL_NO_HISTORY
 
 
 def test_an_explanation_is_label_definition_function(exported):
@@ -185,7 +178,7 @@ def test_exported_boxes_have_whole_pixels(box, width, height):
 
 @given(st.sampled_from(["en", "zh"]), st.text(min_size=1).filter(lambda text: text == text.strip("\n") != "None"))
 def test_a_history_comes_back_whatever_it_holds(language, history):
-    asked = read_turn(human_turn("stream", language, history), video=True)
+    asked = read_turn(user_text("stream", language, history), video=True)
     assert (asked.task, asked.language, asked.history) == (
         ("video", language, None) if history == NO_HISTORY[language] else ("stream", language, history)
     )

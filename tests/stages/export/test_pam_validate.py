@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from prompts.pam import user_text
 from stages.export import validate_pam
-from stages.export.pam_text import human_turn
 
 
 def image_record(folder: Path) -> dict:
@@ -18,7 +18,7 @@ def image_record(folder: Path) -> dict:
         "id": "1",
         "type": "image",
         "image": str(folder / "a.jpg"),
-        "conversations": [{"from": "human", "value": human_turn("brief", "en")}, {"from": "gpt", "value": "A cup."}],
+        "conversations": [{"from": "human", "value": user_text("brief", "en")}, {"from": "gpt", "value": "A cup."}],
         "bbox": [4, 5, 20.5, 10],
         "points": [[5, 6], [7, 8], [9, 10], [11, 12]],
         "labels": [1, 1, 0, 1],
@@ -30,7 +30,7 @@ def video_record(folder: Path) -> dict:
         "type": "video",
         "image_root": str(folder / "clip"),
         "frames": [f"{index:05d}.jpg" for index in range(16)],
-        "conversations": [{"from": "human", "value": human_turn("stream", "zh", "前")}, {"from": "gpt", "value": "杯"}],
+        "conversations": [{"from": "human", "value": user_text("stream", "zh", "前")}, {"from": "gpt", "value": "杯"}],
         "bbox": [[4, 5, 20, 10]],
         "points": [[[5, 6], [7, 8], [9, 10]]],
         "labels": [[1, 1, 1]],
