@@ -24,12 +24,13 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, WorkerCrashedError
 
 from pipeline.schedule import Batch, Fault, Retry, after_fault, count_groups, cut, groups_per_batch
-from pipeline.work import Node, NodeCounts, Piece, Pool, PoolSpec, RunnerConfig, Work, WorkerError, uncovered
+from pipeline.work import Capacity, Node, NodeCounts, Piece, Pool, PoolSpec, RunnerConfig, Work, WorkerError, uncovered
 from stages.base import StageContractError, TransientError, failed_rows
 
 log = logging.getLogger("perceive.runner")
 
 _START_TRIES = 4
+_MORE_LOGICAL_CPUS = 8
 _DEATHS = (ActorDiedError, ActorUnavailableError, OutOfMemoryError, WorkerCrashedError)
 
 
@@ -114,10 +115,18 @@ class Cluster:
 
     def _embedded(self) -> dict[str, Any]:
         # Pools bound the load; logical CPUs only have to be enough for all pools of all phases side by side.
-        options: dict[str, Any] = {"address": "local", "include_dashboard": False, "num_cpus": self._config.cpus() + 8}
+        cpus = self._config.cpus() + _MORE_LOGICAL_CPUS
+        options: dict[str, Any] = {"address": "local", "include_dashboard": False, "num_cpus": cpus}
         if self._config.num_gpus != "auto":
             options["num_gpus"] = self._config.num_gpus
         return options
+
+    def capacity(self) -> Capacity:
+        """What the connected cluster has. On an existing cluster `num_cpus: auto` means all of it."""
+        total = ray.cluster_resources()
+        cpus = total.get("CPU", 0.0)
+        whole = "RAY_ADDRESS" in os.environ and self._config.num_cpus == "auto"
+        return Capacity(cpus=cpus, gpus=total.get("GPU", 0.0), cores=cpus if whole else self._config.cpus())
 
     def next_number(self) -> int:
         """A number for a runner's work, so that workers tell it from the one before."""
@@ -184,7 +193,7 @@ class Runner:
         self._cluster = cluster
         self._number = cluster.next_number()
         self._nodes = {node.name: node for node in nodes}
-        self._pools = {spec.name: Pool(spec) for spec in config.pools(nodes)}
+        self._pools: dict[str, Pool] = {}
         self._flying: dict[Any, _Flight] = {}
         self._retry = Retry(first_wait_s=config.retry_wait_s)
         self._stop = threading.Event()
@@ -194,13 +203,15 @@ class Runner:
     def run(self) -> dict[str, NodeCounts]:
         """Runs until nothing is pending. Raises `RunStopped` after SIGINT or SIGTERM, `RunStalled`, `DoesNotFit`,
         `WorkerError` when a stage cannot open, `StageContractError` on a stage that loses units."""
-        for node in self._nodes.values():
-            self._enqueue(node, node.units)
-        if not any(pool.queue for pool in self._pools.values()):
+        if not any(len(node.units) for node in self._nodes.values()):
             return self.counts
         with self._signals():
             self._cluster.connect()
-            self._check_fit()
+            there = self._cluster.capacity()
+            self._pools = {spec.name: Pool(spec) for spec in self._config.pools(list(self._nodes.values()), there)}
+            self._check_fit(there)
+            for node in self._nodes.values():
+                self._enqueue(node, node.units)
             try:
                 self._loop()
             finally:
@@ -338,15 +349,13 @@ class Runner:
             assert child.derive is not None
             self._enqueue(child, child.derive(rows))
 
-    def _check_fit(self) -> None:
-        total = ray.cluster_resources()
+    def _check_fit(self, there: Capacity) -> None:
+        total = {"CPU": there.cpus, "GPU": there.gpus}
         wanted = {
             "CPU": sum(pool.spec.num_cpus * pool.spec.workers for pool in self._pools.values()),
             "GPU": sum(pool.spec.num_gpus * pool.spec.workers for pool in self._pools.values()),
         }
-        short = {
-            name: (need, total.get(name, 0.0)) for name, need in wanted.items() if need > total.get(name, 0.0) + 1e-6
-        }
+        short = {name: (need, total[name]) for name, need in wanted.items() if need > total[name] + 1e-6}
         if short:
             numbers = ", ".join(f"{need:g} {name} wanted, {have:g} there" for name, (need, have) in short.items())
             raise DoesNotFit(

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.schedule import Batch
 from schemas.keys import digest_columns
-from stages.base import Stage, StageContractError, TransientError, UnitError, checked
+from stages.base import Resources, Stage, StageContractError, TransientError, UnitError, checked
 
 _FLUSH_ROWS = 4096
 _FLUSH_SECONDS = 15.0
@@ -42,6 +42,18 @@ class PoolSpec:
     num_cpus: float
     num_gpus: float
     memory_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What the cluster has: logical CPUs, GPUs, and the cores that CPU workers may fill.
+
+    An embedded Ray offers more logical CPUs than the machine has cores, so that pools that mostly wait fit beside.
+    """
+
+    cpus: float
+    gpus: float
+    cores: float
 
 
 @dataclass
@@ -137,27 +149,40 @@ class RunnerConfig(BaseModel):
             return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return self.num_cpus
 
-    def pools(self, nodes: Sequence[Node]) -> list[PoolSpec]:
-        """The pools that these nodes need. CPU stages share workers: a laptop pays for few process starts."""
-        specs = []
-        for name in dict.fromkeys(node.pool for node in nodes):
-            stages = [node.stage for node in nodes if node.pool == name]
-            need = [stage.resources for stage in stages]
-            auto = {"cpu": self.cpus(), "net": 1}.get(name, max(1, self._gpus()))
-            specs.append(
-                PoolSpec(
-                    name=name,
-                    workers=max(1, self.workers.get(name, auto)),
-                    slots=self.net_slots if name == "net" else 1,
-                    num_cpus=max(resources.num_cpus for resources in need),
-                    num_gpus=max(resources.num_gpus for resources in need),
-                    memory_bytes=max(resources.memory_bytes for resources in need),
-                )
-            )
-        return specs
+    def pools(self, nodes: Sequence[Node], there: Capacity) -> list[PoolSpec]:
+        """The pools that these nodes need, by default as large as the cluster allows.
 
-    def _gpus(self) -> int:
-        return 1 if self.num_gpus == "auto" else self.num_gpus
+        CPU stages share workers: a laptop pays for few process starts. Pools with GPUs share them evenly; CPU
+        workers fill the cores that the others leave.
+        """
+        needs = {name: _need(node.stage for node in nodes if node.pool == name) for name in (n.pool for n in nodes)}
+        on_gpu = [name for name, need in needs.items() if need.num_gpus]
+        size = {name: int(there.gpus / len(on_gpu) / needs[name].num_gpus + 1e-6) for name in on_gpu}
+        size = {name: max(1, self.workers.get(name, size.get(name, 1))) for name in needs}
+        if "cpu" in needs and "cpu" not in self.workers:
+            taken = sum(size[name] * needs[name].num_cpus for name in needs if name != "cpu")
+            size["cpu"] = max(1, int(min(there.cores, there.cpus - taken) / needs["cpu"].num_cpus))
+        return [
+            PoolSpec(
+                name=name,
+                workers=size[name],
+                slots=self.net_slots if name == "net" else 1,
+                num_cpus=need.num_cpus,
+                num_gpus=need.num_gpus,
+                memory_bytes=need.memory_bytes,
+            )
+            for name, need in needs.items()
+        ]
+
+
+def _need(stages: Iterable[Stage]) -> Resources:
+    """What a worker must have that runs any of these stages, one at a time."""
+    each = [stage.resources for stage in stages]
+    return Resources(
+        num_cpus=max(need.num_cpus for need in each),
+        num_gpus=max(need.num_gpus for need in each),
+        memory_bytes=max(need.memory_bytes for need in each),
+    )
 
 
 class Work:
