@@ -149,5 +149,5 @@ class TeacherChunkStage(ChunkStage):
             decoding=decoding,
             max_tokens=decoding.max_tokens or self._prompt.max_tokens,
             detail=self._teacher_config.detail,
-            tags={"task": "spans"},
+            tags={"task": "spans", "media": unit.fields["media_key"].hex()},
         )

@@ -57,9 +57,17 @@ class Recipe:
         }
 
     def request(
-        self, pictures: Sequence[Picture], context: dict[str, Any], subject: Subject | None, views: Sequence[str]
+        self,
+        media_key: bytes,
+        pictures: Sequence[Picture],
+        context: dict[str, Any],
+        subject: Subject | None,
+        views: Sequence[str],
     ) -> TeacherRequest:
-        """The request for one unit; `context` adds what video and stream templates use."""
+        """The request for one unit; `context` adds what video and stream templates use.
+
+        `media_key` marks the reply in the ledger, so that a media can be taken out of it.
+        """
         turns = self.prompt.render({**context, "views": list(views), "mark": self.pictures.mark})
         decoding = self.teacher.decoding
         return TeacherRequest(
@@ -71,7 +79,7 @@ class Recipe:
             detail=self.teacher.detail,
             options=json.dumps(self.teacher.capabilities.extra_body, sort_keys=True),
             subject=subject,
-            tags={"task": self.task, "language": self.language, "prompt": self.prompt.id},
+            tags={"task": self.task, "language": self.language, "prompt": self.prompt.id, "media": media_key.hex()},
         )
 
     def source_context(self, label: str | None, hints: Sequence[Hint]) -> dict[str, Any]:

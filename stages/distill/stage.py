@@ -114,7 +114,7 @@ class DistillStage(AsyncStage):
         sees = self.source.sees
         subject = image_subject(unit, pixels) if sees == "subject" else None
         pictures = [] if sees == "subject" else teacher_pictures(unit, pixels, views, recipe.pictures, sees)
-        return recipe.request(pictures, recipe.source_context(unit.label, unit.hints), subject, views)
+        return recipe.request(unit.media_key, pictures, recipe.source_context(unit.label, unit.hints), subject, views)
 
     async def _caption(
         self, unit: CaptionUnit, request: TeacherRequest | UnitError, history: str | None = None

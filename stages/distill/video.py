@@ -44,7 +44,7 @@ class VideoStage(DistillStage):
         else:
             pictures, times = clip_pictures(unit, self._videos, recipe.views, recipe, sees)
         context = {**recipe.source_context(unit.label, unit.hints), **clip_context(unit, times, history)}
-        return recipe.request(pictures, context, subject, recipe.views)
+        return recipe.request(unit.media_key, pictures, context, subject, recipe.views)
 
 
 class StreamStage(VideoStage):

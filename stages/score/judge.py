@@ -167,15 +167,15 @@ class JudgeStage(AsyncStage):
         said = []
         for view in self.config.views:
             words = _prompts()["looks"].format(how=_prompts()["how"][view], text=text)
-            said.append(await self._verdict(words, self._pictures(unit, frame, view)))
+            said.append(await self._verdict(unit, words, self._pictures(unit, frame, view)))
         return sum(said) / len(said)
 
     async def _second_caption(self, unit: JudgeUnit, text: str, frame: NDArray[np.uint8]) -> int:
         view = self.config.views[0]
         words = _prompts()["describe"].format(how=_prompts()["how"][view])
-        reply = await self._ask(words, self._pictures(unit, frame, view), BriefAnswer, CAPTION_TOKENS)
+        reply = await self._ask(unit, words, self._pictures(unit, frame, view), BriefAnswer, CAPTION_TOKENS)
         other = BriefAnswer.model_validate_json(reply).caption
-        return await self._verdict(_prompts()["same"].format(text=text, other=other), ())
+        return await self._verdict(unit, _prompts()["same"].format(text=text, other=other), ())
 
     async def _siblings(self, unit: JudgeUnit, text: str) -> int | None:
         others = [
@@ -186,17 +186,19 @@ class JudgeStage(AsyncStage):
         if not others:
             return None
         listed = "\n".join(f"- {other}" for other in others[:MOST_SIBLINGS])
-        return await self._verdict(_prompts()["agree"].format(text=text, others=listed), ())
+        return await self._verdict(unit, _prompts()["agree"].format(text=text, others=listed), ())
 
     def _pictures(self, unit: JudgeUnit, frame: NDArray[np.uint8], view: str) -> tuple[Picture, ...]:
         sees: Literal["encoded", "pixels"] = "pixels" if self.source.sees == "pixels" else "encoded"
         return tuple(teacher_pictures(unit, frame, (view,), self.config.pictures, sees))
 
-    async def _verdict(self, words: str, pictures: tuple[Picture, ...]) -> int:
-        reply = await self._ask(words, pictures, Verdict, VERDICT_TOKENS)
+    async def _verdict(self, unit: JudgeUnit, words: str, pictures: tuple[Picture, ...]) -> int:
+        reply = await self._ask(unit, words, pictures, Verdict, VERDICT_TOKENS)
         return int(Verdict.model_validate_json(reply).verdict == "yes")
 
-    async def _ask(self, words: str, pictures: tuple[Picture, ...], answer: type[Record], max_tokens: int) -> str:
+    async def _ask(
+        self, unit: JudgeUnit, words: str, pictures: tuple[Picture, ...], answer: type[Record], max_tokens: int
+    ) -> str:
         teacher = self.config.teacher
         reply = await self._teacher.ask(
             TeacherRequest(
@@ -206,7 +208,7 @@ class JudgeStage(AsyncStage):
                 decoding=teacher.decoding,
                 max_tokens=teacher.decoding.max_tokens or max_tokens,
                 detail=teacher.detail,
-                tags={"task": "judge"},
+                tags={"task": "judge", "media": unit.media_key.hex()},
             )
         )
         if reply.outcome != "answer" or reply.text is None:
