@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.engine import MEDIA_FINGERPRINT, source_fingerprint
+from pipeline.known import Known
 from pipeline.session import Session
 from pipeline.tables import View
-from pipeline.work import Node
+from pipeline.work import Node, commit_keys
 from schemas.arrow import arrow_schema, conform
 from schemas.region import Selection
 from stages.base import fingerprint, with_digest
 from stages.ingest.base import SourceConfig
 from stages.ingest.sources import ingest as read_regions
 from stages.ingest.sources import list_media, source_state
-from stages.media.probe import media_rows, probe_units, ref_rows
+from stages.media.probe import media_rows, missing_rows, probe_units, ref_rows
 from stages.select import select
+
+SLICE_ROWS = 1 << 16
+SLICE_BYTES = 256 << 20
 
 
 def ingest(session: Session) -> None:
@@ -36,14 +44,13 @@ def ingest(session: Session) -> None:
     _probe(session, pa.concat_tables(list(listings.values())))
     now = session.corpus()
     media = media_rows(now.probes, now.all_media)
-    _commit_new(session, "media", MEDIA_FINGERPRINT, media, "media_key")
+    _commit_new(session, "media", MEDIA_FINGERPRINT, [media], "media_key")
     dropped = []
     for source in read:
         print_ = source_fingerprint(source.name)
         refs = ref_rows(listings[source.name], now.probes)
-        dropped.append(_commit_new(session, "media_refs", print_, refs, "ref_key"))
-        regions = pa.concat_tables(list(read_regions(source, now.probes)))
-        dropped.append(_commit_new(session, "regions", print_, regions, "region_key"))
+        dropped.append(_commit_new(session, "media_refs", print_, [refs], "ref_key"))
+        dropped.append(_commit_new(session, "regions", print_, read_regions(source, now.probes), "region_key"))
     unread = [source for source in sources if source not in read]
     session.snapshot(states, tombstones=pl.concat([*dropped, _still_dropped(session.writer.view(), unread)]))
 
@@ -54,23 +61,49 @@ def _probe(session: Session, listed: pa.Table) -> None:
         rows = rows.filter(pl.col("status") != "failed")
     stage = session.stages.probe
     units = probe_units(listed, rows.select("uri_key", "input_digest"))
-    session.run_nodes([Node("probe", stage, stage.table, fingerprint(stage), units)])
+    absent = missing_rows(units.filter(units["missing"]))
+    for start in range(0, len(absent), SLICE_ROWS):
+        some = absent.slice(start, SLICE_ROWS)
+        session.writer.commit_table(stage.table, fingerprint(stage), some, "uri_key", commit_keys(stage, some))
+        session.tally_rows("probe", some)
+    present = units.filter(pc.invert(units["missing"]))
+    session.run_nodes([Node("probe", stage, stage.table, fingerprint(stage), present)])
 
 
-def _commit_new(session: Session, table: str, print_: bytes, rows: pa.Table, key: str) -> pl.DataFrame:
-    """Commits the rows that the table lacks; returns (table, key, input_digest) of those that `rows` has no more."""
-    view, on = session.writer.view(), [key, "input_digest"]
-    new = pl.DataFrame(pl.from_arrow(rows.select([*on, "digest"]))).with_row_index("row")
-    old = pl.DataFrame(schema={key: pl.Binary, "input_digest": pl.Binary, "digest": pl.Binary})
-    if view.commits(table, print_):
-        old = view.rows(table, print_, [*on, "digest"]).collect()
-    fresh = new.join(old, on=[*on, "digest"], how="anti").sort("row")["row"]
-    if len(fresh):
-        made = rows.take(fresh.to_arrow())
-        session.writer.commit_table(table, print_, made, key)
-        session.tally_rows("ingest" if table == "regions" else table, made)
-    gone = old.join(new, on=on, how="anti").rename({key: "key"})
-    return gone.select(pl.lit(table).alias("table"), "key", "input_digest")
+def _commit_new(session: Session, table: str, print_: bytes, tables: Iterable[pa.Table], key: str) -> pl.DataFrame:
+    """Commits the rows that the table lacks, slice by slice; returns (table, key, input_digest) of those gone.
+
+    A build that is killed has committed whole slices: the next one reads the source again and commits what is missing.
+    One slice is written while the next is read, so that memory is bounded by two of them and some bytes a row.
+    """
+    known = Known(session.writer.view(), table, print_, key)
+    with ThreadPoolExecutor(1) as writing:
+        waiting: Future[None] | None = None
+        for rows in _slices(tables):
+            made = rows.take(known.lacks(rows))
+            if waiting is not None:
+                waiting.result()
+            waiting = writing.submit(_commit_slice, session, table, print_, made, key) if len(made) else None
+        if waiting is not None:
+            waiting.result()
+    return known.gone()
+
+
+def _commit_slice(session: Session, table: str, print_: bytes, rows: pa.Table, key: str) -> None:
+    session.writer.commit_table(table, print_, rows, key)
+    session.tally_rows("ingest" if table == "regions" else table, rows)
+
+
+def _slices(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The tables put together to pieces of about `SLICE_ROWS` rows or `SLICE_BYTES`, whichever comes first."""
+    gathered: list[pa.Table] = []
+    for rows in tables:
+        gathered.append(rows)
+        if sum(map(len, gathered)) >= SLICE_ROWS or sum(part.nbytes for part in gathered) >= SLICE_BYTES:
+            yield pa.concat_tables(gathered)
+            gathered = []
+    if gathered:
+        yield pa.concat_tables(gathered)
 
 
 def _still_dropped(view: View, unread: list[SourceConfig]) -> pl.DataFrame:

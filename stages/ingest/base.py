@@ -159,7 +159,7 @@ class RawRegions:
         """The collected records as tables of `RAW_SCHEMA`; a record that does not fit becomes `bad_record`."""
         rows, self._rows = self._rows, []
         if rows:
-            yield _raw_table(rows)
+            yield _table_of(rows)
 
 
 def batches(rows: Iterable[dict[str, Any]], size: int = BATCH_ROWS) -> Iterator[pa.Table]:
@@ -172,30 +172,38 @@ def batches(rows: Iterable[dict[str, Any]], size: int = BATCH_ROWS) -> Iterator[
     yield from raw.tables()
 
 
-def _raw_table(rows: list[dict[str, Any]]) -> pa.Table:
+UNFIT = (pa.ArrowException, TypeError, ValueError, OverflowError, AttributeError)
+"""What Arrow and Python raise for a value that is not of its column's type."""
+
+
+def raw_table(length: int, columns: Mapping[str, pa.Array]) -> pa.Table:
+    """A table of `RAW_SCHEMA` of these columns, the others at their defaults."""
     arrays = []
-    present = set().union(*rows)
     for item in RAW_SCHEMA:
-        name, default = item.name, _DEFAULTS[item.name] if item.name not in _REQUIRED else None
-        if name not in present:
-            arrays.append(
-                pa.nulls(len(rows), item.type) if default is None else pa.repeat(pa.scalar(default), len(rows))
-            )
+        if item.name in columns:
+            arrays.append(columns[item.name])
             continue
+        default = _DEFAULTS[item.name]
+        arrays.append(pa.nulls(length, item.type) if default is None else pa.repeat(pa.scalar(default), length))
+    return pa.Table.from_arrays(arrays, schema=RAW_SCHEMA)
+
+
+def _table_of(rows: list[dict[str, Any]]) -> pa.Table:
+    columns: dict[str, pa.Array] = {}
+    for name in set().union(*rows):
+        kind, default = RAW_SCHEMA.field(name).type, None if name in _REQUIRED else _DEFAULTS[name]
         values = [row.get(name, default) for row in rows]
         try:
-            arrays.append(_whole(values, item.type))
-        except (pa.ArrowException, TypeError, ValueError, OverflowError, AttributeError):
-            arrays.append(_column_of_good_values(rows, name, values, item.type))
-    bad = pa.array([row.get("bad") for row in rows], pa.string())
-    message = pa.array([row.get("message") for row in rows], pa.string())
-    table = pa.Table.from_arrays(arrays, schema=RAW_SCHEMA)
-    table = table.set_column(RAW_SCHEMA.get_field_index("bad"), RAW_SCHEMA.field("bad"), bad)
-    return table.set_column(RAW_SCHEMA.get_field_index("message"), RAW_SCHEMA.field("message"), message)
+            columns[name] = checked_array(values, kind)
+        except UNFIT:
+            columns[name] = _column_of_good_values(rows, name, values, kind)
+    for name in ("bad", "message"):
+        columns[name] = pa.array([row.get(name) for row in rows], pa.string())
+    return raw_table(len(rows), columns)
 
 
-def _whole(values: list[Any], kind: pa.DataType) -> pa.Array:
-    """An array of this type. Raises `ValueError` for a null where the type has none, which Arrow lets through."""
+def checked_array(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """An array of this type. Raises one of `UNFIT`, also for a null where the type has none, which Arrow lets pass."""
     array = pa.array(values, kind)
     if _has_holes(array):
         raise ValueError("a value is missing (null)")
@@ -219,8 +227,8 @@ def _column_of_good_values(rows: list[dict[str, Any]], name: str, values: list[A
     default = _DEFAULTS[name] if name not in _REQUIRED else ""
     for at, value in enumerate(values):
         try:
-            _whole([value], kind)
-        except (pa.ArrowException, TypeError, ValueError, OverflowError, AttributeError) as error:
+            checked_array([value], kind)
+        except UNFIT as error:
             values[at] = default
             if rows[at].get("bad") is None:
                 rows[at] = {**rows[at], "bad": "bad_record", "message": f"{name}: {error}"[:300]}

@@ -7,6 +7,7 @@ only, `file_name`; categories carry `def`, `synset` and `synonyms`.
 
 from __future__ import annotations
 
+import itertools
 import posixpath
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ import pyarrow as pa
 from schemas.keys import digest_value
 from schemas.media import MediaKind
 from stages.ingest import jsonstream, rle
-from stages.ingest.base import Adapter, Source, SourceError, batches, numbers, xywh
+from stages.ingest.base import BATCH_ROWS, RAW_SCHEMA, Adapter, Source, SourceError, batches, numbers, xywh
 from stages.ingest.jsonstream import BadItem
+from stages.ingest.plain import PlainAnnotations, merged
 from stages.media.probe import ListedMedia
 
 Row = dict[str, Any]
@@ -29,12 +31,16 @@ Extra = Callable[[Mapping[str, Any], Row, "Document"], None]
 
 @dataclass(frozen=True)
 class Flavour:
-    """Where the members of the family differ: file names of an image, label and hints of a category, extra fields."""
+    """Where the members of the family differ: file names of an image, label and hints of a category, extra fields.
+
+    `extra` is asked about annotations that have one of `odd_keys`, and not empty.
+    """
 
     names: FileNames
     category: Category
     annotation_keys: tuple[str, ...] = ("id", "image_id", "category_id", "bbox")
     extra: Extra | None = None
+    odd_keys: tuple[str, ...] = ()
     members: tuple[str, ...] = ()
 
 
@@ -69,10 +75,10 @@ def spoken(name: str) -> str:
 
 
 def listed(source: Source, uri: str, media_id: str, kind: MediaKind = "image", **facts: Any) -> ListedMedia:
-    """A listing entry of this source."""
+    """A listing entry of this source; not validated, because there are millions and `list_media` types its columns."""
     config = source.config
     facts = {"split": config.split, "licence": config.licence} | facts
-    return ListedMedia(
+    return ListedMedia.model_construct(
         uri_key=digest_value({"uri": uri}), uri=uri, kind=kind, source=config.name, source_media_id=media_id, **facts
     )
 
@@ -123,7 +129,7 @@ def adapter(flavour: Flavour, version: int = 1, benchmark_splits: Mapping[str, s
 
     def media(source: Source) -> Iterator[ListedMedia]:
         seen = set()
-        for entry in _entries(source, flavour, "images"):
+        for entry in itertools.chain.from_iterable(_pieces(source, flavour, "images")):
             image = _image(source, flavour, entry)
             if image is not None and image.uri not in seen:
                 seen.add(image.uri)
@@ -139,7 +145,7 @@ def adapter(flavour: Flavour, version: int = 1, benchmark_splits: Mapping[str, s
 
     def regions(source: Source) -> Iterator[pa.Table]:
         document = read_document(source, flavour)
-        yield from batches(_rows(source, flavour, document))
+        yield from _tables(source, flavour, document)
 
     return Adapter(version, media, regions, benchmark_splits=benchmark_splits or {})
 
@@ -167,12 +173,12 @@ def read_document(source: Source, flavour: Flavour) -> Document:
     return Document(images, categories, raw)
 
 
-def _entries(source: Source, flavour: Flavour, member: str) -> Iterator[Any]:
+def _pieces(source: Source, flavour: Flavour, member: str) -> Iterator[list[Any]]:
     path = source.config.annotation()
     found = False
     for _, piece in jsonstream.members(path, {member}, source.config.storage_options):
         found = True
-        yield from piece if isinstance(piece, list) else []
+        yield piece if isinstance(piece, list) else []
     if not found:
         names = sorted({name for name, _ in jsonstream.members(path, None, source.config.storage_options)})
         raise SourceError(f"{path}: no member {member!r}, only {names}: is this {source.config.format}?")
@@ -194,19 +200,33 @@ def _size(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else None
 
 
-def _rows(source: Source, flavour: Flavour, document: Document) -> Iterator[Row]:
-    path = source.config.annotation()
-    first = True
-    for index, entry in enumerate(_entries(source, flavour, "annotations")):
-        if first and isinstance(entry, dict):
-            first = False
-            absent = [name for name in flavour.annotation_keys if name not in entry]
-            if len(absent) > 1:
-                raise SourceError(
-                    f"{path}: the first annotation has the keys {sorted(entry)}, {source.config.format} needs "
-                    f"{list(flavour.annotation_keys)}"
-                )
-        yield annotation_row(path, index, entry, document, flavour)
+def _tables(source: Source, flavour: Flavour, document: Document) -> Iterator[pa.Table]:
+    """All annotations in order: plain ones by whole columns, the others one by one."""
+    path, start = source.config.annotation(), 0
+    columns = PlainAnnotations(document.images, document.categories, flavour.odd_keys)
+    for piece in _pieces(source, flavour, "annotations"):
+        if start == 0:
+            _check_first(path, piece, flavour, source.config.format)
+        for begin in range(0, len(piece), BATCH_ROWS):
+            entries = piece[begin : begin + BATCH_ROWS]
+            is_plain = [columns.plain(entry) for entry in entries]
+            plain = columns.table([entry for entry, good in zip(entries, is_plain, strict=True) if good])
+            if plain is None:
+                plain, is_plain = RAW_SCHEMA.empty_table(), [False] * len(entries)
+            numbered = zip(itertools.count(start + begin), entries, is_plain)
+            odd = (annotation_row(path, at, entry, document, flavour) for at, entry, good in numbered if not good)
+            yield merged(plain, batches(odd), is_plain)
+        start += len(piece)
+
+
+def _check_first(path: str, piece: list[Any], flavour: Flavour, name: str) -> None:
+    """Raises `SourceError` where the first annotation is not of the family."""
+    first = next((entry for entry in piece if isinstance(entry, dict)), None)
+    absent = [key for key in flavour.annotation_keys if first is not None and key not in first]
+    if first is not None and len(absent) > 1:
+        raise SourceError(
+            f"{path}: the first annotation has the keys {sorted(first)}, {name} needs {list(flavour.annotation_keys)}"
+        )
 
 
 def annotation_row(path: str, index: int, entry: Any, document: Document, flavour: Flavour) -> Row:

@@ -92,11 +92,17 @@ def _paco_names(entry: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 OBJECTS365 = adapter(
-    Flavour(_objects365_names, plain_category, extra=_objects365_extra),
+    Flavour(_objects365_names, plain_category, extra=_objects365_extra, odd_keys=("isfake", "isreflected")),
     benchmark_splits={"val": "DLC-Bench and Ref-L4 take their images from Objects365 v2 val"},
 )
 V3DET = adapter(Flavour(image_names, _v3det_category), benchmark_splits={"val": "V3Det val"})
 PACO = adapter(
-    Flavour(_paco_names, _paco_category, extra=_paco_extra, members=("attributes",)),
+    Flavour(
+        _paco_names,
+        _paco_category,
+        extra=_paco_extra,
+        odd_keys=("obj_ann_id", "attribute_ids"),
+        members=("attributes",),
+    ),
     benchmark_splits={"val": "PACO val (Osprey's 1k)", "test": "PACO test"},
 )

@@ -22,8 +22,11 @@ from schemas.region import Region
 from stages.base import with_digest
 from stages.ingest import upright
 from stages.ingest.base import RAW_SCHEMA, SourceConfig
+from stages.media.probe import FORGOTTEN
 
-NOT_MEANT = frozenset({"fake", "other_split", "no_target", "several_targets", "phrase_too_long", "not_verified"})
+NOT_MEANT = frozenset(
+    {"fake", "other_split", "no_target", "several_targets", "phrase_too_long", "not_verified", FORGOTTEN}
+)
 """Reasons of adapters for records that are sound and are not meant to be used: `filtered`, not `failed`."""
 
 MIN_SIDE = 2.0
@@ -133,6 +136,12 @@ class Finisher:
         table["message"] = pa.array(verdicts.message.tolist(), pa.string())
         table["attempts"] = pa.repeat(1, length)
         table["input_digest"] = digest_columns({"record": record, "media": media_key})
+        forgotten = verdicts.reason == FORGOTTEN
+        if forgotten.any():  # its row counts, and says nothing of it but the source's own id
+            rows = pa.array(np.arange(length), mask=forgotten)
+            table |= {name: flatten(table[name]).take(rows) for name in (*_GEOMETRY, "label")}
+            nothing = pa.scalar([], _REGION_SCHEMA.field("hints").type)
+            table["hints"] = pc.fill_null(flatten(table["hints"]).take(rows), nothing)
         return with_digest(conform(pa.table(table), _REGION_SCHEMA), Region)
 
     def _unique(self, keys: pa.Array, verdicts: Verdicts) -> pa.Array:

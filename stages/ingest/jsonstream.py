@@ -23,6 +23,10 @@ from stages.ingest.base import SourceError
 PIECE_BYTES = 4 << 20
 _NAME = re.compile(rb'\s*,?\s*"((?:[^"\\]|\\.)*)"\s*:\s*', re.DOTALL)
 _SCALAR = re.compile(rb'(?:"(?:[^"\\]|\\.)*"|[^\s,\[\]{}"]+)(?=\s*[,}])', re.DOTALL)
+_BETWEEN = re.compile(rb"\}\s*,\s*\{")
+_TAIL_BYTES = 1 << 16
+_GUESSES = 3
+"""Guesses at where items end that may fail in one list before it is read without."""
 _BRACKET, _QUOTE, _SLASH = 1, 2, 3
 _KIND = np.zeros(256, np.uint8)
 _KIND[[ord(c) for c in "[]{}"]] = _BRACKET
@@ -173,8 +177,14 @@ class _Scanner:
 
     def _container(self, pairs: bool, keep: bool) -> Iterator[list[Any]]:
         """The items up to the closing bracket, in pieces."""
-        empty = True
+        empty, guesses = True, _GUESSES if keep and not pairs else 0
         while True:
+            if guesses and (piece := self._guessed()):
+                empty = False
+                yield piece
+                self._more()
+                continue
+            guesses = max(0, guesses - 1)
             where, depth = _brackets(self._data, self._at)
             finish = np.flatnonzero(depth < 0)
             if len(finish):
@@ -198,6 +208,23 @@ class _Scanner:
             if self._end:
                 raise self._error("the file ends inside a list or object: it is truncated or a quote is missing")
             self._more()
+
+    def _guessed(self) -> list[Any]:
+        """The items up to the last `}, {` in sight, if what comes before it parses; none otherwise.
+
+        Then the cut was between two items: a text that stops inside an item, or runs on after the list, is no JSON.
+        It saves the search for brackets, which takes longer than parsing.
+        """
+        tail = max(self._at, len(self._data) - _TAIL_BYTES)
+        cuts = [match.start() + 1 for match in _BETWEEN.finditer(self._data, tail)]
+        if not cuts:
+            return []
+        try:
+            piece: list[Any] = orjson.loads(b"[" + self._data[self._at : cuts[-1]].lstrip(b", \t\r\n") + b"]")
+        except orjson.JSONDecodeError:
+            return []
+        self._at = cuts[-1]
+        return piece
 
     def _byte(self) -> bytes:
         """The next byte that is no white space, `b""` at the end."""

@@ -16,7 +16,7 @@ from itertools import islice
 import polars as pl
 import pyarrow as pa
 
-from schemas.arrow import arrow_schema, to_table
+from schemas.arrow import arrow_schema
 from schemas.keys import digest_value
 from schemas.region import Region
 from stages.ingest import (
@@ -96,20 +96,20 @@ def list_media(config: SourceConfig) -> pa.Table:
     Raises `SourceError` for annotations that cannot be read and `FileNotFoundError` for a media root that is absent.
     """
     schema = arrow_schema(ListedMedia)
-    source = open_source(config)
-    entries = adapter_of(config).media(source)
-    tables = []
+    entries = adapter_of(config).media(open_source(config))
+    tables = [schema.empty_table()]
     while some := list(islice(entries, _LISTING_ROWS)):
-        tables.append(to_table(some, ListedMedia))
-    return pa.concat_tables(tables) if tables else schema.empty_table()
+        columns = [pa.array([getattr(entry, field.name) for entry in some], field.type) for field in schema]
+        tables.append(pa.Table.from_arrays(columns, schema=schema))
+    return pa.concat_tables(tables)
 
 
 def ingest(config: SourceConfig, probes: pl.DataFrame) -> Iterator[pa.Table]:
     """Region rows of a source (the schema of `Region`, digests filled): one row an annotation record, good or failed.
 
     `probes` are rows of the `probes` table for the media that `list_media` named. Raises `SourceError` naming the file
-    for annotations that are not of the format; what has been yielded before that is to be thrown away. A source without
-    records yields one empty table.
+    for annotations that are not of the format; the tables before that stand, and come again from the mended file. A
+    source without records yields one empty table.
     """
     adapter = adapter_of(config)
     finisher = Finisher(config, probes)

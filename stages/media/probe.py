@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import posixpath
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import fsspec
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 from fsspec.core import url_to_fs
 
 from schemas.arrow import arrow_schema, conform, to_table
@@ -48,6 +50,18 @@ class ListedMedia(Record):
     missing: bool = False
 
 
+FORGOTTEN = "forgotten"
+"""The reason of a media that was taken down."""
+
+
+@dataclass(frozen=True)
+class TakenDown:
+    """Media that must not come in again: by content, and by the names under which they were known."""
+
+    media_keys: frozenset[bytes] = frozenset()
+    uris: frozenset[str] = frozenset()
+
+
 class ProbeUnit(Record):
     """One file to open."""
 
@@ -76,7 +90,8 @@ def probe_units(listed: pa.Table, probes: pl.DataFrame | None = None) -> pa.Tabl
 class ProbeStage(Stage):
     """Opens each file once: its content's digest, its size, its orientation, its perceptual hash.
 
-    Images are decoded to the end, so that a truncated file fails here and nowhere later.
+    Images are decoded to the end, so that a truncated file fails here and nowhere later. What was taken down is
+    `filtered`, without its key or anything else of it.
     """
 
     name: ClassVar[str] = "probe"
@@ -89,8 +104,9 @@ class ProbeStage(Stage):
 
     batch_groups = 64
 
-    def __init__(self, storage_options: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, storage_options: Mapping[str, Any] | None = None, taken_down: TakenDown = TakenDown()) -> None:
         self._storage_options = dict(storage_options or {})
+        self._taken_down = taken_down
 
     def settings(self) -> dict[str, Any]:
         return {}
@@ -100,6 +116,9 @@ class ProbeStage(Stage):
 
     def _row(self, unit: dict[str, Any]) -> Probe:
         same = {name: unit[name] for name in ("uri_key", "uri", "kind", "input_digest")}
+        gone = Probe(**same, status="filtered", reason=FORGOTTEN, message="this media was taken down")
+        if unit["uri"] in self._taken_down.uris:
+            return gone
         try:
             if unit["missing"]:
                 raise UnitError("missing_media", f"{unit['uri']}: no such file under the source's media root")
@@ -109,7 +128,16 @@ class ProbeStage(Stage):
                 facts = _probe_image(unit["uri"], self._storage_options)
         except UnitError as error:
             return Probe(**same, status="failed", reason=error.reason, message=error.message[:500])
-        return Probe(**same, **facts)
+        return gone if facts["media_key"] in self._taken_down.media_keys else Probe(**same, **facts)
+
+
+def missing_rows(units: pa.Table) -> pa.Table:
+    """The rows of units that are marked `missing`: nothing is there to be opened, so no worker is asked."""
+    message = pc.binary_join_element_wise(units["uri"], "no such file under the source's media root", ": ")
+    columns = {name: units[name] for name in ("uri_key", "uri", "kind", "input_digest")}
+    columns |= {"status": pa.repeat("failed", len(units)), "reason": pa.repeat("missing_media", len(units))}
+    columns |= {"message": pc.utf8_slice_codeunits(message, 0, 500), "attempts": pa.repeat(1, len(units))}
+    return with_digest(conform(pa.table(columns), arrow_schema(Probe)), Probe)
 
 
 def _probe_image(uri: str, storage_options: Mapping[str, Any]) -> dict[str, Any]:

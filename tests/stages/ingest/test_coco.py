@@ -7,10 +7,12 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from stages.ingest.base import SourceConfig, SourceError
-from stages.ingest.sources import list_media, source_state
+from stages.ingest.plain import PlainAnnotations
+from stages.ingest.sources import adapter_of, list_media, open_source, source_state
 
 CATEGORIES = [{"id": 1, "name": "cup"}, {"id": 7, "name": "dining_table", "supercategory": "furniture"}]
 
@@ -236,3 +238,38 @@ def test_annotations_and_photos_may_lie_on_a_remote_store(tmp_path, picture, row
     (row,) = rows_of(config)
     assert (row.status, row.uri) == ("ok", "memory://bucket/images/a.png")
     assert source_state(config) == source_state(config)
+
+
+def test_plain_annotations_by_column_are_what_they_are_one_by_one(tmp_path, picture, monkeypatch, shared_data):
+    picture(tmp_path / "a.png", 64, 48)
+    square = [4.5, 6, 24, 6, 24, 16]
+    odd = [
+        {}, {"segmentation": [square, square]}, {"segmentation": []}, {"segmentation": None}, {"iscrowd": 1},
+        {"segmentation": [square, []]}, {"segmentation": square}, {"segmentation": {"size": [48, 64], "counts": "x"}},
+        {"bbox": [4, 6, float("nan"), 10]}, {"bbox": None}, {"id": "seven"}, {"image_id": 9}, {"category_id": None},
+        {"isfake": 1}, {"isreflected": 1}, {"bbox": [-5, 6, 20, 10]}, {"id": 0},
+    ]  # fmt: skip
+    base = {"image_id": 1, "category_id": 1, "bbox": [4, 6, 20, 10], "segmentation": [square], "iscrowd": 0}
+    document = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 64, "height": 48}],
+        "categories": [{"id": 1, "name": "cup"}],
+        "annotations": [{"id": n, **base, **more} for n, more in enumerate(odd)],
+    }
+    real = shared_data / "coco_tiny"
+    for extra in ([], [{"id": 99, **base, "segmentation": [[*square[:-1], "16"]]}]):
+        (tmp_path / "i.json").write_text(json.dumps({**document, "annotations": document["annotations"] + extra}))
+        for name in ("coco", "objects365"):
+            config = SourceConfig(format=name, annotations=str(tmp_path / "i.json"), media=str(tmp_path))
+            assert_same_with_and_without_columns(config, monkeypatch)
+    annotations = str(real / "annotations" / "instances_train2017.json")
+    assert_same_with_and_without_columns(
+        SourceConfig(format="coco", annotations=annotations, media=str(real / "images")), monkeypatch
+    )
+
+
+def assert_same_with_and_without_columns(config, monkeypatch):
+    by_column = pa.concat_tables(adapter_of(config).regions(open_source(config)))
+    with monkeypatch.context() as patch:
+        patch.setattr(PlainAnnotations, "plain", lambda self, entry: False)
+        one_by_one = pa.concat_tables(adapter_of(config).regions(open_source(config)))
+    assert [repr(row) for row in by_column.to_pylist()] == [repr(row) for row in one_by_one.to_pylist()]

@@ -13,7 +13,7 @@ from schemas.arrow import from_table, to_table
 from schemas.keys import digest_value
 from schemas.media import Media, MediaRef, Probe
 from stages.base import checked
-from stages.media.probe import ListedMedia, ProbeStage, media_rows, probe_units, ref_rows
+from stages.media.probe import ListedMedia, ProbeStage, media_rows, missing_rows, probe_units, ref_rows
 
 
 def photo(path: Path, seed: int) -> Path:
@@ -104,3 +104,10 @@ def test_resized_copies_share_a_group_and_old_groups_stay(tmp_path):
     media = {Path(row.uri).name: row for row in from_table(media_rows(probe(listed), first), Media)}
     assert media["a.png"].group_key == first["group_key"][0] == media["small.jpg"].group_key
     assert media["other.png"].group_key == media["other.png"].media_key
+
+
+def test_rows_of_missing_files_are_those_that_a_worker_would_make(tmp_path):
+    listed = to_table([entry(tmp_path / f"{name}.png", missing=True) for name in ("a", "名")], ListedMedia)
+    units = probe_units(listed)
+    made = pa.concat_tables(checked(ProbeStage(), units))
+    assert missing_rows(units).equals(made)
