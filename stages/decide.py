@@ -1,8 +1,7 @@
 """Decisions: a policy evaluated over stored scores, whole columns at a time.
 
-A check bounds one score column; a caption whose score lies outside speaks against it. A score of null did not run or
-does not apply: it passes unless the check says `on_null: fail`. Nothing here computes a score or calls a model, so
-that a corpus is filtered anew in seconds.
+What each check says of each caption comes from `stages.checks`; here it becomes a decision, caps are applied and chains
+cut. Nothing here computes a score or calls a model, so that a corpus is filtered anew in seconds.
 """
 
 from __future__ import annotations
@@ -12,25 +11,20 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from stages.policy import Cap, Check, Policy, PolicyError, validate_policy
+from stages.checks import SCOPE, Hits, hits_of
+from stages.policy import Cap, Policy, PolicyError, validate_policy
 
-SCOPE = ("source", "task", "language")
 NEEDED = ("caption_key", "region_key", "digest", "status", "task", "language", "event_index")
-MAX_CHECKS = 60
 EARLIER_EVENT = "earlier_event"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Decisions (the columns of `schemas.caption.Decision`) and, row for row, what each check said of a caption.
-
-    `hits` has the scope columns and a nullable boolean column a check: true speaks against the caption, null says
-    nothing (the check is not for this scope, its score is null, or the caption is not ok).
-    """
+    """Decisions (the columns of `schemas.caption.Decision`) and, row for row, what each check said of a caption."""
 
     policy: Policy
     decisions: pl.DataFrame
-    hits: pl.DataFrame
+    hits: Hits
 
 
 def decide(captions: pl.LazyFrame | pl.DataFrame, policy: Policy) -> pl.DataFrame:
@@ -47,14 +41,12 @@ def decide(captions: pl.LazyFrame | pl.DataFrame, policy: Policy) -> pl.DataFram
 def evaluate(captions: pl.LazyFrame | pl.DataFrame, policy: Policy) -> Evaluation:
     """`decide`, with what each check said kept for yield tables."""
     validate_policy(policy)
-    if len(policy.checks) > MAX_CHECKS:
-        raise PolicyError(f"policy {policy.name} has {len(policy.checks)} checks; {MAX_CHECKS} are the most")
     frame = _complete(captions.collect() if isinstance(captions, pl.LazyFrame) else captions)
-    hits = _hits(frame, policy)
+    hits = hits_of(frame, policy)
     decisions = _capped(_decisions(frame, hits, policy), frame, policy)
     if policy.cut_chains:
         decisions = _cut_chains(decisions, frame)
-    return Evaluation(policy, decisions, pl.concat([frame.select(SCOPE), hits], how="horizontal"))
+    return Evaluation(policy, decisions, hits)
 
 
 def _complete(frame: pl.DataFrame) -> pl.DataFrame:
@@ -64,88 +56,18 @@ def _complete(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(pl.lit(None, pl.String).alias(name) for name in absent)
 
 
-def _scopes(frame: pl.DataFrame) -> tuple[pl.Series, list[tuple[str | None, str, str]]]:
-    """The number of each row's (source, task, language), and these."""
-    codes, sizes = np.zeros(len(frame), np.int64), 1
-    for name in SCOPE:
-        values = frame[name].cast(pl.Categorical).to_physical().cast(pl.Int64).fill_null(-1).to_numpy() + 1
-        size = int(values.max(initial=0)) + 1
-        codes, sizes = codes * size + values, sizes * size
-    # Few scopes among many rows: a table of those that occur is quicker than sorting the rows.
-    example = np.full(sizes, -1, np.int64)
-    example[codes] = np.arange(len(frame))
-    present = np.flatnonzero(example >= 0)
-    numbers = np.zeros(sizes, np.uint32)
-    numbers[present] = np.arange(len(present))
-    rows = frame.select(SCOPE)[example[present].tolist()].rows() if len(present) else []
-    return pl.Series("scope", numbers[codes]), rows
-
-
-def _hits(frame: pl.DataFrame, policy: Policy) -> pl.DataFrame:
-    """A nullable boolean column a check, in their order."""
-    numbers, scopes = _scopes(frame)
-    columns = [_hit(check, [check.bounds(*scope) for scope in scopes], frame, numbers) for check in policy.checks]
-    ok = frame["status"] == "ok"
-    said = zip(policy.checks, columns, strict=True)
-    if ok.all():
-        whole = [column.alias(check.reason) for check, column in said]
-    else:
-        whole = [pl.when(pl.lit(ok)).then(column).alias(check.reason) for check, column in said]
-    return frame.select(pl.lit(ok).alias("_ok"), *whole).drop("_ok")
-
-
-def _hit(check: Check, bounds: list[dict[str, float] | None], frame: pl.DataFrame, numbers: pl.Series) -> pl.Expr:
-    """Whether the check speaks against a caption; `bounds` by scope number, None where it is not for the scope."""
-    silent = pl.lit(None, pl.Boolean)
-    if not any(bounds):
-        return silent
-    if check.column not in frame.columns:
-        hit = pl.repeat(None, len(frame), dtype=pl.Boolean)
-    else:
-        score = pl.col(check.column).cast(pl.Float64)
-        if check.rank_by:
-            if absent := [name for name in check.rank_by if name not in frame.columns]:
-                raise PolicyError(f"check {check.reason!r} ranks by {', '.join(absent)}, which captions do not have")
-            place = (score.rank("average") - 1) / (score.count() - 1)
-            score = pl.when(score.is_not_null()).then(place.over(check.rank_by).fill_nan(1.0))
-        tests = {"min": pl.Expr.lt, "max": pl.Expr.gt, "above": pl.Expr.le, "below": pl.Expr.ge}
-        outside = []
-        for name, test in tests.items():
-            limits = [given.get(name) if given else None for given in bounds]
-            if any(limit is not None for limit in limits):
-                limit = _by_scope(limits, numbers)
-                # A scope without this bound has a null limit, and a comparison with null says nothing.
-                outside.append(test(score, limit).fill_null(False) if None in limits else test(score, limit))
-        hit = pl.when(score.is_not_null()).then(pl.any_horizontal(outside))
-    if check.on_null == "fail":
-        hit = hit.fill_null(True)
-    if None in bounds:
-        hit = pl.when(_by_scope([given is not None for given in bounds], numbers)).then(hit)
-    return hit
-
-
-def _by_scope(values: list[float | None] | list[bool], numbers: pl.Series) -> pl.Expr:
-    """A value a row, by its scope's number; a literal where all scopes agree."""
-    if len(set(values)) == 1:
-        return pl.lit(values[0])
-    return pl.lit(pl.Series(values, strict=False).gather(numbers))
-
-
-def _decisions(frame: pl.DataFrame, hits: pl.DataFrame, policy: Policy) -> pl.DataFrame:
+def _decisions(frame: pl.DataFrame, hits: Hits, policy: Policy) -> pl.DataFrame:
     """Decisions by checks alone. Few combinations of checks occur, so each is spelt out once and gathered by rows."""
-    masks = np.zeros(len(frame), np.uint64)
-    for place, check in enumerate(policy.checks):
-        masks[hits[check.reason].fill_null(False).arg_true().to_numpy()] |= np.uint64(1 << place)
-    spoken = np.flatnonzero(masks)
-    unique, inverse = np.unique(masks[spoken], return_inverse=True)
+    spoken = np.flatnonzero(hits.spoke)
+    unique = np.unique(hits.spoke[spoken])
     codes = np.zeros(len(frame), np.uint32)
-    codes[spoken] = inverse + 1
+    codes[spoken] = np.searchsorted(unique, hits.spoke[spoken]) + 1
     fates = [_fate(0, policy), *(_fate(int(value), policy) for value in unique)]
     rows = pl.Series(codes)
-    status = pl.Series([fate[0] for fate in fates], dtype=pl.String).gather(rows)
-    reason = pl.Series([fate[1] for fate in fates], dtype=pl.String).gather(rows)
-    reasons = pl.Series([fate[2] for fate in fates], dtype=pl.List(pl.String)).gather(rows)
-    fate = frame.select(status=status, reason=reason, reasons=reasons)
+    fate = pl.DataFrame(
+        {"status": [f[0] for f in fates], "reason": [f[1] for f in fates], "reasons": [f[2] for f in fates]},
+        schema={"status": pl.String, "reason": pl.String, "reasons": pl.List(pl.String)},
+    ).select(pl.all().gather(rows))
     lost = frame["status"] != "ok"
     if lost.any():
         own = frame.select("status", "reason", reasons=pl.concat_list("reason").list.drop_nulls())

@@ -132,8 +132,8 @@ def check_quality(evaluation: Evaluation, verdicts: pl.DataFrame) -> pl.DataFram
 
     Columns: reason, labelled (captions it ran on), hits, right, precision, recall (of what people drop).
     """
-    keys = evaluation.decisions.select("caption_key")
-    hits = pl.concat([keys, evaluation.hits], how="horizontal").join(verdicts, on="caption_key")
+    said = [evaluation.hits.column(check.reason) for check in evaluation.policy.checks]
+    hits = evaluation.decisions.select("caption_key", *said).join(verdicts, on="caption_key")
     bad = pl.col("verdict") == "drop"
     rows = []
     for check in evaluation.policy.checks:

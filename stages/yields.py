@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 
-from stages.decide import SCOPE, Evaluation
+from stages.checks import SCOPE
+from stages.decide import Evaluation
 
 TOTALS = ("kept", "filtered", "failed", "blocked")
 
@@ -15,38 +17,29 @@ def yield_table(evaluation: Evaluation, by: tuple[str, ...] = ()) -> pl.DataFram
     Columns: `reason`, `column`, `captions` (in scope of the row), `ran`, `not_run` (no score, or not for these
     captions), `hits`, `sole_hits` (only this check spoke against the caption), `hit_share` of those that ran.
     """
-    checks = [check.reason for check in evaluation.policy.checks]
-    if not checks:
+    hits = evaluation.hits
+    if not evaluation.policy.checks:
         return pl.DataFrame(schema={"reason": pl.String, "column": pl.String, "captions": pl.Int64})
-    hits = evaluation.hits.with_columns(_spoke=pl.sum_horizontal(pl.col(checks).fill_null(False).cast(pl.UInt16)))
-    facts = [pl.len().alias("captions")]
-    for check in checks:
-        facts += [
-            pl.col(check).count().alias(f"{check}:ran"),
-            pl.col(check).sum().alias(f"{check}:hits"),
-            (pl.col(check) & (pl.col("_spoke") == 1)).sum().alias(f"{check}:sole"),
-        ]
-    wide = hits.group_by(list(by)).agg(facts).sort(list(by)) if by else hits.select(facts)
-    rows = [_check_rows(wide, check.reason, check.column, by) for check in evaluation.policy.checks]
-    return pl.concat(rows)
-
-
-def _check_rows(wide: pl.DataFrame, reason: str, column: str, by: tuple[str, ...]) -> pl.DataFrame:
-    def whole(name: str) -> pl.Expr:
-        return pl.col(name).cast(pl.Int64)
-
-    ran, hits = whole(f"{reason}:ran"), whole(f"{reason}:hits")
-    return wide.select(
-        *by,
-        reason=pl.lit(reason),
-        column=pl.lit(column),
-        captions=whole("captions"),
-        ran=ran,
-        not_run=whole("captions") - ran,
-        hits=hits,
-        sole_hits=whole(f"{reason}:sole"),
-        hit_share=pl.when(ran > 0).then(hits / ran),
-    )
+    alone = np.bitwise_count(hits.spoke) == 1
+    captions = np.bincount(hits.scope, minlength=len(hits.scopes))
+    scopes = pl.DataFrame(hits.scopes, schema=dict.fromkeys(SCOPE, pl.String), orient="row")
+    rows = []
+    for place, check in enumerate(evaluation.policy.checks):
+        counts = {
+            "captions": captions,
+            "not_run": hits.count(hits.silent, place),
+            "hits": hits.count(hits.spoke, place),
+            "sole_hits": hits.count(hits.spoke, place, alone),
+        }
+        wide = scopes.with_columns(pl.Series(name, values, dtype=pl.Int64) for name, values in counts.items())
+        sums = [pl.col(name).sum() for name in counts]
+        summed = wide.group_by(list(by)).agg(sums).sort(list(by)) if by else wide.select(sums)
+        rows.append(summed.select(*by, pl.all().exclude(by), reason=pl.lit(check.reason), column=pl.lit(check.column)))
+    ran = pl.col("captions") - pl.col("not_run")
+    return pl.concat(rows).select(
+        *by, "reason", "column", "captions", ran.alias("ran"), "not_run", "hits", "sole_hits",
+        hit_share=pl.when(ran > 0).then(pl.col("hits") / ran),
+    )  # fmt: skip
 
 
 def overlap(evaluation: Evaluation) -> pl.DataFrame:
@@ -70,10 +63,15 @@ def kept_shares(evaluation: Evaluation, by: tuple[str, ...] = SCOPE) -> pl.DataF
 
     Columns: `captions`, `kept`, `filtered`, `failed`, `blocked`, `kept_share`; the four fates add up to `captions`.
     """
-    frame = evaluation.hits.select(SCOPE).with_columns(evaluation.decisions["status"])
-    names = {"kept": "ok", "filtered": "filtered", "failed": "failed", "blocked": "blocked"}
-    facts = [(pl.col("status") == names[total]).sum().cast(pl.Int64).alias(total) for total in TOTALS]
-    table = frame.group_by(list(by)).agg(pl.len().cast(pl.Int64).alias("captions"), *facts).sort(list(by))
+    hits, status = evaluation.hits, evaluation.decisions["status"]
+    scopes = pl.DataFrame(hits.scopes, schema=dict.fromkeys(SCOPE, pl.String), orient="row")
+    fates = {"kept": "ok"} | {name: name for name in TOTALS[1:]}
+    counts = [
+        pl.Series(total, np.bincount(hits.scope[(status == fate).to_numpy()], minlength=len(scopes)), dtype=pl.Int64)
+        for total, fate in fates.items()
+    ]
+    table = scopes.with_columns(counts).group_by(list(by)).agg(pl.col(TOTALS).sum()).sort(list(by))
+    table = table.select(*by, pl.sum_horizontal(TOTALS).alias("captions"), *TOTALS)
     return table.with_columns(kept_share=pl.col("kept") / pl.col("captions"))
 
 

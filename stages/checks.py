@@ -1,0 +1,179 @@
+"""What a policy's checks say of each caption, as bits, computed block by block over whole score columns.
+
+A check bounds one score column; a caption whose score lies outside speaks against it. A score of null (or NaN) did not
+run: the check is silent, unless it says `on_null: fail`. It is silent too where it is not for the caption's scope.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from stages.policy import Check, Policy, PolicyError
+
+SCOPE = ("source", "task", "language")
+MAX_CHECKS = 60
+_BLOCK = 1 << 16
+"""Rows that are looked at together: their scores fit a core's cache."""
+_THREADS = 2
+_LIMITS: dict[str, tuple[np.ufunc, float]] = {
+    "min": (np.less, -np.inf),
+    "max": (np.greater, np.inf),
+    "above": (np.less_equal, -np.inf),
+    "below": (np.greater_equal, np.inf),
+}
+"""For each bound the comparison that speaks against a score, and the limit that never does."""
+
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
+Bits = np.ndarray[Any, np.dtype[np.uint64]]
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+Scope = tuple[str | None, str, str]
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Bit i of a row's `spoke` says that check i spoke against it, of its `silent` that it said nothing.
+
+    `scope` numbers each row's (source, task, language) in `scopes`. Captions that are not ok are silent throughout.
+    """
+
+    reasons: tuple[str, ...]
+    spoke: Bits
+    silent: Bits
+    scope: Ints
+    scopes: list[Scope]
+
+    def column(self, reason: str) -> pl.Series:
+        """What one check said: true speaks against the caption, null says nothing."""
+        place = np.uint64(self.reasons.index(reason))
+        said = pl.Series(reason, (self.spoke >> place & np.uint64(1)).astype(bool))
+        silent = pl.Series("_", (self.silent >> place & np.uint64(1)).astype(bool))
+        return pl.select(pl.when(~silent).then(said).alias(reason)).to_series()
+
+    def count(self, bits: Bits, place: int, also: Bools | None = None) -> Ints:
+        """In each scope the rows in which bit `place` of `bits` is set (and `also` holds)."""
+        chosen = (bits >> np.uint64(place) & np.uint64(1)).astype(bool)
+        chosen = chosen if also is None else chosen & also
+        return np.bincount(self.scope[chosen], minlength=len(self.scopes))
+
+
+def hits_of(frame: pl.DataFrame, policy: Policy) -> Hits:
+    """What each check says of each row. `frame` has the scope columns, `status`, and score columns where there are any.
+
+    Raises `PolicyError` for a check that ranks by columns that the frame lacks, and for too many checks.
+    """
+    if len(policy.checks) > MAX_CHECKS:
+        raise PolicyError(f"policy {policy.name} has {len(policy.checks)} checks; {MAX_CHECKS} are the most")
+    scope, scopes = number_scopes(frame)
+    lost = (frame["status"] != "ok").to_numpy()
+    tests = [_Test.of(check, scopes, frame) for check in policy.checks]
+    spoke, silent = np.zeros(len(frame), np.uint64), np.zeros(len(frame), np.uint64)
+
+    def look(start: int) -> None:
+        rows = slice(start, min(start + _BLOCK, len(frame)))
+        said = np.zeros((2, 8, rows.stop - rows.start), np.uint8)
+        for place, test in enumerate(tests):
+            hit, nothing = test.judge(rows, scope[rows])
+            said[0, place // 8] |= hit.view(np.uint8) << (place % 8)
+            said[1, place // 8] |= nothing.view(np.uint8) << (place % 8)
+        said[0, :, lost[rows]], said[1, :, lost[rows]] = 0, 255
+        spoke[rows], silent[rows] = (np.ascontiguousarray(part.T).view("<u8")[:, 0] for part in said)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(look, range(0, len(frame), _BLOCK)))
+    return Hits(tuple(check.reason for check in policy.checks), spoke, silent, scope, scopes)
+
+
+def number_scopes(frame: pl.DataFrame) -> tuple[Ints, list[Scope]]:
+    """The number of each row's (source, task, language), and these."""
+    codes, sizes = np.zeros(len(frame), np.int64), 1
+    for name in SCOPE:
+        values = frame[name].cast(pl.Categorical).to_physical().cast(pl.Int64).fill_null(-1).to_numpy() + 1
+        size = int(values.max(initial=0)) + 1
+        codes, sizes = codes * size + values, sizes * size
+    # Few scopes among many rows: a table of those that occur is quicker than sorting the rows.
+    example = np.full(sizes, -1, np.int64)
+    example[codes] = np.arange(len(frame))
+    present = np.flatnonzero(example >= 0)
+    numbers = np.zeros(sizes, np.int64)
+    numbers[present] = np.arange(len(present))
+    shown = frame.select(pl.col(name).cast(pl.String) for name in SCOPE)[example[present].tolist()]
+    return numbers[codes], shown.rows() if len(present) else []
+
+
+@dataclass(frozen=True)
+class _Test:
+    """One check made ready: its scores (None: no rule filled them) and its limits by the number of the scope.
+
+    `valid` is the scores' validity as Arrow keeps it, a bit a row beginning with row `offset`; None: all are.
+    """
+
+    scores: np.ndarray[Any, Any] | None
+    valid: np.ndarray[Any, np.dtype[np.uint8]] | None
+    offset: int
+    limits: tuple[tuple[np.ufunc, Floats], ...]
+    applies: Bools
+    fails_on_null: bool
+
+    @classmethod
+    def of(cls, check: Check, scopes: Sequence[Scope], frame: pl.DataFrame) -> _Test:
+        bounds = [check.bounds(*scope) for scope in scopes]
+        limits = []
+        for name, (against, never) in _LIMITS.items():
+            if any(given and name in given for given in bounds):
+                limits.append((against, np.array([(given or {}).get(name, never) for given in bounds])))
+        applies = np.array([bool(given) for given in bounds], np.bool_)
+        scores, valid, offset = None, None, 0
+        if check.column in frame.columns and applies.any() and frame[check.column].dtype != pl.Null:
+            scores, valid, offset = _buffers(_ranks(check, frame) if check.rank_by else frame[check.column])
+        return cls(scores, valid, offset, tuple(limits), applies, check.on_null == "fail")
+
+    def judge(self, rows: slice, scope: Ints) -> tuple[Bools, Bools]:
+        """For a block of rows: against which this check speaks, and on which it is silent."""
+        size = rows.stop - rows.start
+        hit, nothing = np.zeros(size, np.bool_), np.ones(size, np.bool_)
+        if self.scores is not None:
+            values = self.scores[rows]
+            for against, limits in self.limits:
+                hit |= against(values, limits[0] if (limits == limits[0]).all() else limits[scope])
+            nothing = np.isnan(values) if self.valid is None else np.isnan(values) | ~self._valid(rows)
+            hit &= ~nothing
+        if self.fails_on_null:
+            hit |= nothing
+            nothing = np.zeros(size, np.bool_)
+        if not self.applies.all():
+            inside = self.applies[scope]
+            hit &= inside
+            nothing |= ~inside
+        return hit, nothing
+
+    def _valid(self, rows: slice) -> Bools:
+        assert self.valid is not None
+        first, last = rows.start + self.offset, rows.stop + self.offset
+        bits = np.unpackbits(self.valid[first // 8 : (last + 7) // 8], bitorder="little")
+        return bits[first % 8 :][: last - first].view(np.bool_)
+
+
+def _buffers(scores: pl.Series) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, np.dtype[np.uint8]] | None, int]:
+    """The values of a score column without a copy, its validity bits, and where these begin."""
+    number = scores if scores.dtype in (pl.Float64, pl.Int64) else scores.cast(pl.Float64)
+    column = number.rechunk().to_arrow()
+    bitmap, values = column.buffers()
+    kind = np.int64 if number.dtype == pl.Int64 else np.float64
+    held = np.frombuffer(values, kind)[column.offset : column.offset + len(column)] if values else np.empty(0, kind)
+    return held, None if bitmap is None else np.frombuffer(bitmap, np.uint8), column.offset
+
+
+def _ranks(check: Check, frame: pl.DataFrame) -> pl.Series:
+    """The place of each score among those of its class, 0 to 1; null where there is no score."""
+    if absent := [name for name in check.rank_by if name not in frame.columns]:
+        raise PolicyError(f"check {check.reason!r} ranks by {', '.join(absent)}, which captions do not have")
+    score = pl.col(check.column).cast(pl.Float64)
+    place = ((score.rank("average") - 1) / (score.count() - 1)).over(check.rank_by).fill_nan(1.0)
+    return frame.select(pl.when(score.is_not_null()).then(place)).to_series()
