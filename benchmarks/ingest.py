@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 
 IMAGES, ANNOTATIONS = 118_287, 860_001
-_COMMIT_ROWS = 1 << 16
 
 
 def write(folder: Path, images: int, annotations: int, seed: int = 0) -> None:
@@ -66,8 +65,8 @@ def _annotations(rng: np.random.Generator, start: int, count: int, images: int) 
 def measure_ours(folder: Path) -> dict[str, float]:
     """Listing, reading, finishing and committing to parts."""
     import polars as pl
-    import pyarrow as pa
 
+    from pipeline.known import commit_new
     from pipeline.tables import Run
     from schemas.keys import digest_value
     from stages.ingest.base import SourceConfig
@@ -84,17 +83,17 @@ def measure_ours(folder: Path) -> dict[str, float]:
         width=pl.lit(640), height=pl.lit(480), orientation=pl.lit(1), num_frames=pl.lit(1),
         fps=pl.lit(None, pl.Float64),
     )  # fmt: skip
-    clock, cpu, rows, waiting = time.perf_counter(), time.process_time(), 0, []
-    print_ = digest_value("benchmark")
+    clock, cpu, slices = time.perf_counter(), time.process_time(), []
     with tempfile.TemporaryDirectory(dir=folder) as run, Run.open(run).writer("benchmark") as writer:
-        for table in ingest(config, probes):
-            waiting.append(table)
-            rows += len(table)
-            if sum(map(len, waiting)) >= _COMMIT_ROWS:
-                writer.commit_table("regions", print_, pa.concat_tables(waiting), "region_key")
-                waiting = []
-        if waiting:
-            writer.commit_table("regions", print_, pa.concat_tables(waiting), "region_key")
+        commit_new(
+            writer,
+            "regions",
+            digest_value("benchmark"),
+            ingest(config, probes),
+            "region_key",
+            lambda rows: slices.append(len(rows)),
+        )
+    rows = sum(slices)
     seconds = time.perf_counter() - clock
     return {"listing_s": listing, "seconds": seconds, "rows": rows, "rows_per_s": rows / seconds, "cpu_before": cpu}
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.engine import MEDIA_FINGERPRINT, source_fingerprint
-from pipeline.known import Known
+from pipeline.known import SLICE_ROWS, commit_new
 from pipeline.session import Session
 from pipeline.tables import View
 from pipeline.work import Node, commit_keys
@@ -22,9 +21,6 @@ from stages.ingest.sources import ingest as read_regions
 from stages.ingest.sources import list_media, source_state
 from stages.media.probe import media_rows, missing_rows, probe_units, ref_rows
 from stages.select import select
-
-SLICE_ROWS = 1 << 16
-SLICE_BYTES = 256 << 20
 
 
 def ingest(session: Session) -> None:
@@ -71,39 +67,8 @@ def _probe(session: Session, listed: pa.Table) -> None:
 
 
 def _commit_new(session: Session, table: str, print_: bytes, tables: Iterable[pa.Table], key: str) -> pl.DataFrame:
-    """Commits the rows that the table lacks, slice by slice; returns (table, key, input_digest) of those gone.
-
-    A build that is killed has committed whole slices: the next one reads the source again and commits what is missing.
-    One slice is written while the next is read, so that memory is bounded by two of them and some bytes a row.
-    """
-    known = Known(session.writer.view(), table, print_, key)
-    with ThreadPoolExecutor(1) as writing:
-        waiting: Future[None] | None = None
-        for rows in _slices(tables):
-            made = rows.take(known.lacks(rows))
-            if waiting is not None:
-                waiting.result()
-            waiting = writing.submit(_commit_slice, session, table, print_, made, key) if len(made) else None
-        if waiting is not None:
-            waiting.result()
-    return known.gone()
-
-
-def _commit_slice(session: Session, table: str, print_: bytes, rows: pa.Table, key: str) -> None:
-    session.writer.commit_table(table, print_, rows, key)
-    session.tally_rows("ingest" if table == "regions" else table, rows)
-
-
-def _slices(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The tables put together to pieces of about `SLICE_ROWS` rows or `SLICE_BYTES`, whichever comes first."""
-    gathered: list[pa.Table] = []
-    for rows in tables:
-        gathered.append(rows)
-        if sum(map(len, gathered)) >= SLICE_ROWS or sum(part.nbytes for part in gathered) >= SLICE_BYTES:
-            yield pa.concat_tables(gathered)
-            gathered = []
-    if gathered:
-        yield pa.concat_tables(gathered)
+    name = "ingest" if table == "regions" else table
+    return commit_new(session.writer, table, print_, tables, key, lambda rows: session.tally_rows(name, rows))
 
 
 def _still_dropped(view: View, unread: list[SourceConfig]) -> pl.DataFrame:

@@ -1,16 +1,68 @@
-"""Which rows of a table are committed already, in a few bytes a row: ingest reads a source of millions against it."""
+"""Committing what a table lacks, slice by slice: ingest reads a source of millions of rows in bounded memory.
+
+Which rows are committed already is known in a few bytes a row, so that a killed build goes on where it was, and a
+source that is read again adds what is new and names what is gone.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.tables import View
+from pipeline.tables import View, Writer
+
+SLICE_ROWS = 1 << 16
+SLICE_BYTES = 256 << 20
 
 Hashes = NDArray[np.uint64]
 _GONE = {"table": pl.String, "key": pl.Binary, "input_digest": pl.Binary}
+
+
+def commit_new(
+    writer: Writer,
+    table: str,
+    print_: bytes,
+    tables: Iterable[pa.Table],
+    key: str,
+    tally: Callable[[pa.Table], None] = lambda rows: None,
+) -> pl.DataFrame:
+    """Commits the rows that the table lacks; returns (table, key, input_digest) of the committed ones gone since.
+
+    `tally` is told each slice. One slice is written while the next is read.
+    """
+    known = Known(writer.view(), table, print_, key)
+
+    def commit(rows: pa.Table) -> None:
+        writer.commit_table(table, print_, rows, key)
+        tally(rows)
+
+    with ThreadPoolExecutor(1) as writing:
+        waiting: Future[None] | None = None
+        for rows in _slices(tables):
+            made = rows.take(known.lacks(rows))
+            if waiting is not None:
+                waiting.result()
+            waiting = writing.submit(commit, made) if len(made) else None
+        if waiting is not None:
+            waiting.result()
+    return known.gone()
+
+
+def _slices(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The tables put together to pieces of about `SLICE_ROWS` rows or `SLICE_BYTES`, whichever comes first."""
+    gathered: list[pa.Table] = []
+    for rows in tables:
+        gathered.append(rows)
+        if sum(map(len, gathered)) >= SLICE_ROWS or sum(part.nbytes for part in gathered) >= SLICE_BYTES:
+            yield pa.concat_tables(gathered)
+            gathered = []
+    if gathered:
+        yield pa.concat_tables(gathered)
 
 
 class Known:

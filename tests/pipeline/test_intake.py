@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from pipeline import intake
+from pipeline import known
 from pipeline.build import build, status
 from pipeline.config import load_config
 from pipeline.looking import open_corpus
@@ -23,11 +23,11 @@ from stages.ingest import coco
 
 _BUILD = """
 import sys
-from pipeline import intake
+from pipeline import known
 from pipeline.build import build
 from pipeline.config import load_config
 from stages.ingest import coco
-intake.SLICE_ROWS = coco.BATCH_ROWS = 50
+known.SLICE_ROWS = coco.BATCH_ROWS = 50
 build(load_config(sys.argv[1]), ("ingest",))
 """
 
@@ -49,7 +49,7 @@ def write(folder: Path, count: int, label: str = "cup") -> Path:
 
 @pytest.fixture(autouse=True)
 def small_slices(monkeypatch):
-    monkeypatch.setattr(intake, "SLICE_ROWS", 50)
+    monkeypatch.setattr(known, "SLICE_ROWS", 50)
     monkeypatch.setattr(coco, "BATCH_ROWS", 50)
 
 
@@ -72,7 +72,7 @@ def test_a_source_is_committed_in_slices_of_bounded_size(tmp_path):
 
 def test_a_killed_ingest_goes_on_and_commits_no_row_twice(tmp_path):
     path = write(tmp_path, 330)
-    root = str(Path(intake.__file__).parents[1])
+    root = str(Path(known.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": root, FAILPOINT_VARIABLE: "commit.after:6"}
     done = subprocess.run([sys.executable, "-c", _BUILD, str(path)], env=environment, capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
