@@ -22,6 +22,14 @@ from pipeline.engine import Counts
 from pipeline.settings import ConfigError
 from pipeline.work import NodeCounts
 
+_MODEL_ERRORS = (
+    ("model.checkpoint", "CheckpointError"),
+    ("model.corpus", "CorpusError"),
+    ("model.judges", "JudgeError"),
+    ("model.optim", "DivergedError"),
+)
+"""Looked up only where they can have been raised: importing the model takes seconds."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -34,6 +42,10 @@ ConfigOrRun = Annotated[
 Overrides = Annotated[list[str], typer.Option("--set", metavar="a.b=c", help="Override one setting; may be repeated.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 Limit = Annotated[int | None, typer.Option(help="At most this many units of each stage.")]
+Budget = Annotated[
+    str | None,
+    typer.Option(help="Stop before the run's replies have cost more than this in all, for example 50USD."),
+]
 Where = Annotated[list[str], typer.Option("--where", metavar="column=value", help="Only regions with this value.")]
 
 
@@ -59,6 +71,7 @@ def _plain(error: BaseException) -> str:
 
 def _mendable() -> tuple[type[BaseException], ...]:
     from pipeline.build import UnbalancedError
+    from pipeline.forget import UnknownMediaError
     from pipeline.tables import LeaseHeld, LeaseLost, RunError
     from pipeline.work import WorkerError
     from prompts.loader import PromptError
@@ -67,8 +80,11 @@ def _mendable() -> tuple[type[BaseException], ...]:
 
     known: list[type[BaseException]] = [
         ConfigError, LeaseHeld, LeaseLost, RunError, WorkerError, SourceError, PolicyError, PromptError,
-        UnbalancedError, FileNotFoundError,
+        UnbalancedError, UnknownMediaError, FileNotFoundError,
     ]  # fmt: skip
+    for module, name in _MODEL_ERRORS:
+        if module in sys.modules:
+            known.append(getattr(sys.modules[module], name))
     if "pipeline.runner" in sys.modules:
         runner = sys.modules["pipeline.runner"]
         known += [runner.RunStopped, runner.RunStalled, runner.DoesNotFit]

@@ -1,4 +1,4 @@
-"""Commands that keep a run in order: verify, gc."""
+"""Commands that keep a run in order: verify, gc, forget."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jobs.console import ConfigOrRun, Json, find_config, one_line_errors, out, p
 
 
 def add_to(app: typer.Typer) -> None:
-    for name, command in (("verify", verify), ("gc", gc)):
+    for name, command in (("verify", verify), ("gc", gc), ("forget", forget)):
         app.command(name)(command)
 
 
@@ -59,3 +59,33 @@ def gc(
         return
     verb = "would delete" if report.dry_run else "deleted"
     out.print(f"{verb} {len(report.files)} files, {report.rows} rows, {report.num_bytes / 1e6:.1f} MB")
+
+
+@one_line_errors
+def forget(
+    config: ConfigOrRun,
+    media: Annotated[list[str], typer.Argument(help="Keys (or their first 8 digits), URIs, or ids in a source.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be erased.")] = False,
+    json: Json = False,
+) -> None:
+    """Take media down: erase them from tables, ledger, shards, packs and reports, and never ingest them again."""
+    from pipeline.forget import forget as take_down
+    from pipeline.tables import Run
+
+    live = find_config(config, []).runtime()
+    report = take_down(Run.open(live.run, live.storage_options), media, dry_run)
+    if json:
+        print_json(report.model_dump(mode="json"))
+        return
+    verb = "would erase" if dry_run else "erased"
+    for record in report.media:
+        out.print(
+            f"{record.media_key.hex()}: {', '.join(record.uris)} (the original stays where it is)", soft_wrap=True
+        )
+        out.print(f"  {len(record.shards)} shards of {len(record.packs)} packs held it")
+    rows = ", ".join(f"{table} {count}" for table, count in report.rows.items()) or "no rows"
+    out.print(f"{verb} {rows}" + ("" if dry_run else f"; {report.replies} replies of the ledger"), soft_wrap=True)
+    for key in report.duplicates:
+        out.print(f"looks the same and stays: {key}")
+    if not dry_run:
+        out.print("`perceive verify` proves it; `perceive build` brings selection, decisions and pack up to date")

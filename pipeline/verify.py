@@ -23,6 +23,7 @@ from pipeline.commits import (
     parse_commit_path,
     read_log,
 )
+from pipeline.forgotten import forgotten, traces
 from pipeline.snapshot import FOLDER as SNAPSHOTS
 from pipeline.snapshot import Snapshot, path_of, read_snapshot, read_tombstones, snapshot_files
 from pipeline.store import Store
@@ -61,6 +62,8 @@ _REBUILD = "restore it from a backup; or delete the commit that names it and bui
 def verify(run: Run) -> VerifyReport:
     """Re-hashes every committed part; checks commit names, snapshots, and that each view has every key once.
 
+    Where media were taken down, every file of the run is searched for them as well.
+
     Raises `RunError` only where the run cannot be read at all (a broken checkpoint).
     """
     store = run.store
@@ -74,6 +77,7 @@ def verify(run: Run) -> VerifyReport:
     problems += _record_problems(store, log)
     for number in log.snapshots:
         problems += _snapshot_problems(store, read_snapshot(store, path_of(number)))
+    problems += _forgotten_problems(store)
     if not problems:
         problems += _repeated_keys(View(store, by_table(log.commits), log.snapshot))
     return VerifyReport(
@@ -85,6 +89,17 @@ def verify(run: Run) -> VerifyReport:
         orphans=_orphans(store, log),
         problems=problems,
     )
+
+
+def _forgotten_problems(store: Store) -> Iterator[Problem]:
+    """Media that were taken down and can still be found somewhere."""
+    records = forgotten(store)
+    fix = "run `perceive forget` with its key again"
+    for record in records:
+        if not record.done:
+            yield Problem(file=record.path, what="the media is not taken down to the end", fix=fix)
+    for file, what in traces(store, records):
+        yield Problem(file=file, what=f"a media that was taken down is still in it: {what}", fix=fix)
 
 
 def _broken_commits(store: Store) -> Iterator[Problem]:

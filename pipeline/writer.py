@@ -197,6 +197,33 @@ class Writer:
             self._drop_compacted()
         return gone
 
+    def replace_parts(self, parts: Mapping[str, PartInfo | None]) -> None:
+        """Makes other parts (none for None) stand in the place of these, by path, all at one moment (takedown).
+
+        The old parts may be deleted when this returns: no view taken from now on names them. A new part keeps the
+        place of the old one in the order of commits.
+        """
+        with self._lock:
+            self._check()
+            kept: list[Commit] = []
+            for commit in self._commits:
+                part = parts.get(commit.part.path, commit.part)
+                if part is not None:
+                    kept.append(commit if part is commit.part else commit.model_copy(update={"part": part}))
+            self._commits = kept
+            self._names = {commit.name for commit in kept if commit.epoch == self.epoch}
+            self._generation += 1
+            self._checkpoint()
+            self._drop_compacted()
+
+    def commits(self) -> list[Commit]:
+        """The commits that count, in their order."""
+        return list(self._commits)
+
+    def snapshots(self) -> list[int]:
+        """The numbers of the snapshots that count."""
+        return list(self._snapshots)
+
     def _check(self) -> None:
         self._lease.check()
         if self._uncertain is not None:

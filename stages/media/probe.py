@@ -62,6 +62,9 @@ class TakenDown:
     uris: frozenset[str] = frozenset()
 
 
+NOTHING_TAKEN_DOWN = TakenDown()
+
+
 class ProbeUnit(Record):
     """One file to open."""
 
@@ -104,7 +107,9 @@ class ProbeStage(Stage):
 
     batch_groups = 64
 
-    def __init__(self, storage_options: Mapping[str, Any] | None = None, taken_down: TakenDown = TakenDown()) -> None:
+    def __init__(
+        self, storage_options: Mapping[str, Any] | None = None, taken_down: TakenDown = NOTHING_TAKEN_DOWN
+    ) -> None:
         self._storage_options = dict(storage_options or {})
         self._taken_down = taken_down
 

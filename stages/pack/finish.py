@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections import Counter
 from typing import Any
 
 import fsspec
@@ -42,7 +43,7 @@ def finish_pack(
     base = f"{root.rstrip('/')}/{plan.folder}"
     index = sampling_index(plan, rows)
     features = features_of(plan.bodies["media"], plan.config.layout)
-    files = {"regions.parquet": _parquet(index), "features.json": orjson.dumps(features, option=orjson.OPT_INDENT_2)}
+    files = {"regions.parquet": index_bytes(index), "features.json": orjson.dumps(features, option=orjson.OPT_INDENT_2)}
     for split in good["split"].unique().sort():
         for kind, name in (("joined", "index"), ("captions", "index"), ("media", "index-media")):
             part = good.filter((pl.col("split") == split) & (pl.col("kind") == kind))
@@ -141,7 +142,8 @@ def sampling_index(plan: PackPlan, packed: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _parquet(frame: pl.DataFrame) -> bytes:
+def index_bytes(frame: pl.DataFrame) -> bytes:
+    """A sampling index as parquet."""
     out = io.BytesIO()
     frame.write_parquet(out, compression="zstd")
     return out.getvalue()
@@ -170,41 +172,98 @@ def _placeholders() -> pl.Expr:
 
 def _manifest(plan: PackPlan, rows: pl.DataFrame, index: pl.DataFrame) -> dict[str, Any]:
     good, failed = rows.filter(pl.col("status") == "ok"), rows.filter(pl.col("status") != "ok")
-    samples = good.filter(pl.col("kind") != "media")
     missing = rows.explode("missing", empty_as_null=True).select(pl.col("missing").struct.field("reason").drop_nulls())
     shards = good.select(
         "shard", "kind", "split", "form", "sha256", "num_bytes", "num_samples", "num_regions", "num_captions"
-    )
-    counts = index.group_by("split", "source", "task", "language").agg(
-        captions=pl.len(), regions=pl.col("region_key").n_unique(), media=pl.col("media_key").n_unique()
     )
     return {
         "pack_id": plan.pack_id,
         "schema_version": SCHEMA_VERSION,
         "config": plan.config.model_dump(mode="json"),
-        "totals": {
-            "shards": len(good),
-            "bytes": int(good["num_bytes"].sum()),
-            "samples": int(samples["num_samples"].sum()),
-            "regions": int(samples["num_regions"].sum()),
-            "captions": int(samples["num_captions"].sum()),
-            "failed_shards": len(failed),
-        },
-        "splits": {
-            split: {"samples": part["num_samples"].sum(), "captions": part["num_captions"].sum(), "shards": len(part)}
-            for (split,), part in sorted(samples.group_by("split"), key=lambda found: str(found[0][0]))
-        },
-        "counts": counts.sort("split", "source", "task", "language").to_dicts(),
+        **summary(shards.to_dicts(), index, _made(plan, index), len(failed)),
         "excluded": plan.excluded.select(list(EXCLUDED_SCHEMA)).to_dicts(),
         "missing_samples": missing.group_by("reason").len("count").sort("reason").to_dicts(),
-        "shards": shards.to_dicts(),
         "failed": failed.select("shard", "reason", "message").to_dicts(),
-        "licences": _licences(plan),
     }
 
 
-def _licences(plan: PackPlan) -> list[dict[str, Any]]:
-    regions = (
-        plan.bodies["regions"].group_by("source", "licence").agg(regions=pl.len(), media=pl.col("media_key").n_unique())
+class Made:
+    """Counts over the samples of a pack: regions and media by source and licence, captions by what they were made with.
+
+    A media is in one sample, so that counts of samples add up.
+    """
+
+    def __init__(self) -> None:
+        self.licences: dict[tuple[str, str | None], list[int]] = {}
+        self.captions: Counter[tuple[str, ...]] = Counter()
+
+    def add(self, sample: dict[str, Any]) -> None:
+        """Counts one sample's record."""
+        seen: set[tuple[str, str | None]] = set()
+        for region in sample["regions"]:
+            place = region["source"], region["licence"]
+            counts = self.licences.setdefault(place, [0, 0])
+            counts[0] += 1
+            counts[1] += place not in seen
+            seen.add(place)
+            self.captions.update(tuple(caption[name] for name in MAKERS) for caption in region["captions"])
+
+    def licence_rows(self) -> list[dict[str, Any]]:
+        """Source, licence, regions, media."""
+        order = sorted(self.licences, key=lambda place: (place[0], place[1] is None, place[1] or ""))
+        return [
+            {"source": source, "licence": licence, "regions": regions, "media": media}
+            for source, licence in order
+            for regions, media in [self.licences[source, licence]]
+        ]
+
+    def caption_rows(self) -> list[dict[str, Any]]:
+        """Teacher, model, task, language, prompt and its hash, captions."""
+        return [
+            {**dict(zip(MAKERS, made, strict=True)), "captions": count} for made, count in sorted(self.captions.items())
+        ]
+
+
+MAKERS = ("task", "language", "teacher", "model", "prompt_id", "prompt_hash")
+
+
+def summary(shards: list[dict[str, Any]], index: pl.DataFrame, made: Made, failed_shards: int) -> dict[str, Any]:
+    """The counts of a manifest, from its shards, its sampling index and its samples."""
+    samples = [shard for shard in shards if shard["kind"] != "media"]
+    counts = index.group_by("split", "source", "task", "language").agg(
+        captions=pl.len(), regions=pl.col("region_key").n_unique(), media=pl.col("media_key").n_unique()
     )
-    return regions.sort("source", "licence", nulls_last=True).to_dicts()
+    splits: dict[str, dict[str, int]] = {}
+    for shard in sorted(samples, key=lambda shard: str(shard["split"])):
+        split = splits.setdefault(shard["split"], {"samples": 0, "captions": 0, "shards": 0})
+        split["samples"] += shard["num_samples"]
+        split["captions"] += shard["num_captions"]
+        split["shards"] += 1
+    return {
+        "totals": {
+            "shards": len(shards),
+            "bytes": sum(shard["num_bytes"] for shard in shards),
+            "samples": sum(shard["num_samples"] for shard in samples),
+            "regions": sum(shard["num_regions"] for shard in samples),
+            "captions": sum(shard["num_captions"] for shard in samples),
+            "failed_shards": failed_shards,
+        },
+        "splits": splits,
+        "counts": counts.sort("split", "source", "task", "language").to_dicts(),
+        "made_by": made.caption_rows(),
+        "licences": made.licence_rows(),
+        "shards": shards,
+    }
+
+
+def _made(plan: PackPlan, index: pl.DataFrame) -> Made:
+    """The counts of `Made`, from the plan's rows of what the index holds."""
+    made = Made()
+    packed = index.select(pl.col("region_key").str.decode("hex")).unique()
+    regions = plan.bodies["regions"].join(packed, on="region_key", how="semi")
+    counted = regions.group_by("source", "licence").agg(regions=pl.len(), media=pl.col("media_key").n_unique())
+    made.licences = {(source, licence): [n, media] for source, licence, n, media in counted.iter_rows()}
+    captions = plan.bodies["captions"].join(packed, on="region_key", how="semi")
+    named = captions.with_columns(pl.col("prompt_hash").bin.encode("hex")).group_by(MAKERS).len()
+    made.captions = Counter({tuple(row[:-1]): row[-1] for row in named.iter_rows()})
+    return made

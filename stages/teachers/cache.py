@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from schemas.base import Record
-from schemas.caption import Usage
+from schemas.caption import Usage, added
 from stages.teachers.ledger import Ledger
 from stages.teachers.logs import Segments
 from stages.teachers.segments import OUTCOMES, Entry, pack_record, read_records
@@ -34,6 +34,23 @@ def spent(url: str, storage_options: dict[str, Any] | None = None) -> Usage:
         completion_tokens=sum(int(part["completion_tokens"].sum()) for part in columns),
         cost_usd=float(sum(part["cost"].sum() for part in columns)),
     )
+
+
+class Bought(Record):
+    """Replies and what they cost together; `cost_usd` is None where none of them has a price."""
+
+    replies: int = 0
+    usage: Usage = Usage()
+
+
+def by_model(url: str, storage_options: dict[str, Any] | None = None) -> dict[str, Bought]:
+    """What was bought, by back end and model."""
+    found: dict[str, Bought] = {}
+    for entry in entries(Segments(url, storage_options)):
+        name = f"{entry.teacher} · {entry.model}"
+        before = found.get(name, Bought())
+        found[name] = Bought(replies=before.replies + 1, usage=added(before.usage, entry.usage))
+    return found
 
 
 def stats(url: str, storage_options: dict[str, Any] | None = None) -> CacheStats:
@@ -114,6 +131,19 @@ def gc(url: str, keep_attempts_s: float = 0.0, storage_options: dict[str, Any] |
             best[entry.request] = entry
     segments.replace_all(b"".join(pack_record(best[request]) for request in sorted(best)))
     return before, len(best)
+
+
+def forget(
+    url: str, media_keys: Collection[bytes], requests: Collection[bytes], storage_options: dict[str, Any] | None = None
+) -> int:
+    """Drops every reply about these media, by its mark or its request; returns how many.
+
+    Only for a ledger that no run is using: raises `LedgerError` while a log is open.
+    """
+    segments = Segments(url, storage_options)
+    segments.must_be_idle()
+    about, asked = {key.hex() for key in media_keys}, set(requests)
+    return segments.rewrite(lambda entry: entry.tags.get("media") not in about and entry.request not in asked)
 
 
 def entries(segments: Segments) -> Iterator[Entry]:

@@ -7,13 +7,16 @@ import io
 import os
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 import fsspec
 
 from stages.failpoints import failpoint
-from stages.teachers.segments import Index, index_bytes, index_from, index_of, read_records
+from stages.teachers.segments import Entry, Index, index_bytes, index_from, index_of, pack_record, read_records
+
+_SEGMENT_FILES = ("seg", "idx", "seg.tmp", "idx.tmp")
 
 
 class LedgerError(Exception):
@@ -70,6 +73,36 @@ class Segments:
     def replace_all(self, records: bytes) -> None:
         """Puts one segment in the place of all; the new one is whole before an old one goes."""
         old = self.names()
+        self._put(records)
+        for name in old:
+            self._remove(name)
+
+    def rewrite(self, keep: Callable[[Entry], bool]) -> int:
+        """Drops the replies of closed segments that are not to be kept; returns how many.
+
+        A segment's remainder is whole before the segment goes; twice the same reply counts once. Files of segments that
+        do not count (killed while they were uploaded or deleted) go as well. Only for a ledger that is idle.
+        """
+        dropped = 0
+        for name in [name for name in self.names() if name.endswith(".seg")]:
+            with self.open(name) as stream:
+                entries = [entry for _, _, entry in read_records(stream)]
+            kept = [entry for entry in entries if keep(entry)]
+            if len(kept) < len(entries):
+                dropped += len(entries) - len(kept)
+                if kept:
+                    self._put(b"".join(pack_record(entry) for entry in kept))
+                failpoint("ledger.rewritten")
+                self._remove(name)
+        counting = {stem for name in self.names() for stem in [name.rpartition(".")[0]]}
+        for path in self._list():
+            stem, _, suffix = path.rpartition("/")[2].partition(".")
+            if suffix in _SEGMENT_FILES and stem not in counting:
+                self._fs.rm_file(path)
+        return dropped
+
+    def _put(self, records: bytes) -> None:
+        """A new segment of these records."""
         stem = f"{time.time_ns():020d}-merged-{uuid.uuid4().hex[:8]}"
         index = index_bytes(index_of(read_records(io.BytesIO(records)), f"{stem}.seg"))
         for suffix, data in ((".seg", records), (".idx", index)):
@@ -77,10 +110,11 @@ class Segments:
                 write_durably(self._local / f"{stem}{suffix}", data)
             else:
                 self._fs.pipe_file(f"{self._root}/{stem}{suffix}", data)
-        for name in old:
-            # The index first: a segment without one does not exist.
-            for path in (name[: -len(".seg")] + ".idx", name):
-                self._fs.rm_file(f"{self._root}/{path}")
+
+    def _remove(self, name: str) -> None:
+        # The index first: a segment without one does not exist.
+        for path in (name[: -len(".seg")] + ".idx", name):
+            self._fs.rm_file(f"{self._root}/{path}")
 
     def _list(self) -> list[str]:
         if not self._fs.exists(self._root):

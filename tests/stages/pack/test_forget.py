@@ -1,14 +1,18 @@
-"""A media is taken out of shards without a trace and without touching its neighbours."""
+"""A media is taken out of shards and packs without a trace and without touching its neighbours."""
 
 from __future__ import annotations
 
+import io
+import json
 import tarfile
 from pathlib import Path
 
+import polars as pl
 import pytest
+import wids
 
-from stages.pack import PackConfig, finish_pack, plan_pack
-from stages.pack.forget import forget_media, shard_members, strip_media
+from stages.pack import PackConfig, finish_pack, plan_pack, verify_pack
+from stages.pack.forget import holding, packs_of, restate_pack, strip_shard
 
 
 def members(path: Path) -> dict[str, bytes]:
@@ -19,27 +23,55 @@ def members(path: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("layout", ["joined", "split"])
 def test_forgetting(corpus, write, tmp_path, layout):
     config = PackConfig(layout=layout, max_shard_bytes="16kB", validation_fraction=0)
+    root = str(tmp_path)
     first = plan_pack(corpus.frames(), config)
     rows = write(first, tmp_path)
-    finish_pack(str(tmp_path), first, rows)
+    finish_pack(root, first, rows)
     corpus.reject(corpus.captions[30].caption_key)
     second = plan_pack(corpus.frames(), config, rows)
     rows = write(second, tmp_path, rows)  # most of its shards are links to those of the first
+    finish_pack(root, second, rows)
     gone = corpus.media[0].media_key
-    tables = dict(corpus.frames())
-    held = shard_members(str(tmp_path), rows["shard"].to_list())
-    doomed = forget_media(tables, rows, held, gone)
-    assert {name: len(keys) for name, keys in doomed.rows.items()} == {
-        "media": 1, "regions": 2, "selection": 2, "masks": 2, "captions": 4, "decisions": 4,
-    }  # fmt: skip
     before = {path: members(path) for path in tmp_path.rglob("*.tar")}
-    facts = strip_media(str(tmp_path), doomed.shards, gone)
-    assert len(facts) == (2 if layout == "joined" else 3)
+    old = json.loads((tmp_path / second.folder / "manifest.json").read_bytes())
+
+    shards = holding(root, [gone])
+    assert len(shards) == (2 if layout == "joined" else 3)
+    assert [strip_shard(root, shard, [gone]) for shard in shards] == [True] * len(shards)
+    for _ in range(2):  # a second time changes nothing
+        for pack_id in packs_of(root):
+            restate_pack(root, pack_id, shards, [gone])
+            assert verify_pack(root, pack_id) == []
+    assert not any(strip_shard(root, shard, [gone]) for shard in shards)
+    assert holding(root, [gone]) == []
+
     for path, was in before.items():
         kept = {name: data for name, data in was.items() if not name.startswith(gone.hex())}
         assert (members(path) if path.exists() else {}) == kept
-    raw = gone.hex().encode()
-    assert not any(raw in path.read_bytes() for path in tmp_path.rglob("*.tar"))
+    files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".parquet"]
+    assert not any(gone.hex().encode() in data for data in files)
+    new = json.loads((tmp_path / second.folder / "manifest.json").read_bytes())
+    assert new["totals"]["samples"] == old["totals"]["samples"] - 1
+    assert new["totals"]["captions"] == old["totals"]["captions"] - 4
+    assert sum(row["regions"] for row in new["licences"]) == old["totals"]["regions"] - 2
+    assert sum(row["captions"] for row in new["made_by"]) == new["totals"]["captions"]
+
+
+def test_indexes_still_point_at_their_samples(corpus, write, tmp_path):
+    config = PackConfig(max_shard_bytes="40kB", validation_fraction=0)
+    plan = plan_pack(corpus.frames(), config)
+    finish_pack(str(tmp_path), plan, write(plan, tmp_path))
+    gone = plan.members["media_key"][0]
+    shards = holding(str(tmp_path), [gone])
+    strip_shard(str(tmp_path), shards[0], [gone])
+    restate_pack(str(tmp_path), plan.pack_id, shards, [gone])
+    index = pl.read_parquet(io.BytesIO((tmp_path / plan.folder / "regions.parquet").read_bytes()))
+    assert gone.hex() not in index["media_key"]
+    for shard, sample, key in index.select("shard", "sample", "media_key").unique().iter_rows():
+        keys = list(dict.fromkeys(name.split(".")[0] for name in members(tmp_path / shard)))
+        assert keys[sample] == key
+    dataset = wids.ShardListDataset(str(tmp_path / plan.folder / "train" / "index.json"), keep=True)
+    assert {sample["__key__"] for sample in dataset} == set(index["media_key"])
 
 
 def test_a_shard_of_one_media_is_deleted(new_corpus, write, tmp_path):
@@ -47,12 +79,11 @@ def test_a_shard_of_one_media_is_deleted(new_corpus, write, tmp_path):
     key = corpus.add(0)
     plan = plan_pack(corpus.frames(), PackConfig())
     rows = write(plan, tmp_path)
-    facts = strip_media(str(tmp_path), rows["shard"].to_list(), key)
-    assert list(facts.values()) == [None]
+    finish_pack(str(tmp_path), plan, rows)
+    shards = holding(str(tmp_path), [key])
+    assert [strip_shard(str(tmp_path), shard, [key]) for shard in shards] == [True]
+    restate_pack(str(tmp_path), plan.pack_id, shards, [key])
     assert not list(tmp_path.rglob("*.tar"))
-
-
-def test_an_unknown_media_is_refused(corpus):
-    frames = dict(corpus.frames())
-    with pytest.raises(LookupError, match="no table and no shard"):
-        forget_media(frames, frames["media"].clear(), {}, bytes(16))
+    assert verify_pack(str(tmp_path), plan.pack_id) == []
+    manifest = json.loads((tmp_path / plan.folder / "manifest.json").read_bytes())
+    assert manifest["shards"] == manifest["counts"] == []
