@@ -16,6 +16,7 @@ import yaml
 from pipeline.config import EngineConfig
 from pipeline.engine import Corpus, Counts, build_stages
 from pipeline.flow import refine_to_distill, score_captions
+from pipeline.forget import finish_forgetting
 from pipeline.intake import ingest, select_regions
 from pipeline.output import decide_captions, decisions, pack_frames, pack_kept
 from pipeline.session import BuildResult, Progress, Session, Silent
@@ -63,6 +64,7 @@ def session_of(
     live = config.runtime()
     run = Run.open(live.run, live.storage_options)
     with run.writer("perceive build", ttl_s=live.runner.lease_ttl_s) as writer:
+        finish_forgetting(writer)
         writer.store.write_durable(CONFIG_FILE, config_text(config))
         session = Session(live, writer, progress or Silent(), limit, where or {}, retry, free)
         try:

@@ -24,7 +24,7 @@ from schemas.region import Region, Selection
 from stages.base import Stage, fingerprint
 from stages.chunk import build_chunk
 from stages.distill.build import build_distill
-from stages.media.probe import ProbeStage
+from stages.media.probe import NOTHING_TAKEN_DOWN, ProbeStage, TakenDown
 from stages.policy import Policy, load_policy
 from stages.refine.stage import build_refine
 from stages.score.duplicates import TABLE as CORPUS_TABLE
@@ -130,10 +130,13 @@ class Stages:
     score: dict[str, Stage]
 
 
-def build_stages(config: EngineConfig, forgive_before: float = 0.0) -> Stages:
+def build_stages(
+    config: EngineConfig, forgive_before: float = 0.0, taken_down: TakenDown = NOTHING_TAKEN_DOWN
+) -> Stages:
     """Every row-wise stage of a configuration, not yet opened.
 
     Attempts at captions from before `forgive_before` (seconds since 1970) do not count against a request any more.
+    Media that were `taken_down` are not probed.
     """
     ledger = f"{config.run.rstrip('/')}/{LEDGER}"
     asked = [config.default_asked(), *config.asked().values()]
@@ -142,7 +145,7 @@ def build_stages(config: EngineConfig, forgive_before: float = 0.0) -> Stages:
     # Minute limits are the account's: they are divided among all stages that may ask at the same time.
     share = len(pairs) * max(1, config.runner.workers.get("net", 1))
     return Stages(
-        probe=ProbeStage(config.storage_options),
+        probe=ProbeStage(config.storage_options, taken_down),
         refine=build_refine(config.refine),
         chunk=build_chunk(config.chunk, config.teacher, ledger, config.storage_options),
         distill={

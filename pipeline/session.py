@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config import EngineConfig
 from pipeline.engine import Corpus, Counts, Stages, build_stages, fingerprints_of
+from pipeline.forgotten import taken_down
 from pipeline.schedule import cut
 from pipeline.tables import PartInfo, Store, Writer, write_part
 from pipeline.work import Node, NodeCounts, Piece, Work
@@ -84,7 +85,9 @@ class Session:
     result: BuildResult = field(default_factory=BuildResult)
 
     def __post_init__(self) -> None:
-        self.stages: Stages = build_stages(self.config, time.time() if self.retry else 0.0)
+        self.stages: Stages = build_stages(
+            self.config, time.time() if self.retry else 0.0, taken_down(self.writer.store)
+        )
         self._cluster: Any = None
 
     def corpus(self) -> Corpus:
