@@ -27,6 +27,7 @@ from stages.distill.build import build_distill
 from stages.media.probe import NOTHING_TAKEN_DOWN, ProbeStage, TakenDown
 from stages.policy import Policy, load_policy
 from stages.refine.stage import build_refine
+from stages.score.base import ScoreStage, rule_prints
 from stages.score.duplicates import TABLE as CORPUS_TABLE
 from stages.score.duplicates import CorpusScores, DuplicatesConfig, corpus_settings
 from stages.score.groups import active_groups, build_score
@@ -172,6 +173,8 @@ def fingerprints_of(config: EngineConfig, stages: Stages) -> dict[str, str]:
     named |= {f"distill/{task}/{language}": stage for (task, language), stage in stages.distill.items()}
     named |= {f"score/{group}": stage for group, stage in stages.score.items()}
     found = {name: fingerprint(stage).hex() for name, stage in named.items()}
+    for stage in stages.score.values():
+        found |= rule_prints(stage) if isinstance(stage, ScoreStage) else {}
     sources = {f"ingest/{source.name}": source_fingerprint(source.name).hex() for source in config.sources}
     return {**found, **sources, "media": MEDIA_FINGERPRINT.hex()}
 

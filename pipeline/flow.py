@@ -8,6 +8,7 @@ import polars as pl
 import pyarrow as pa
 
 from pipeline import corpus
+from pipeline.carry import carries
 from pipeline.engine import Corpus, Step
 from pipeline.session import Session
 from pipeline.work import Node
@@ -43,7 +44,15 @@ def refine_to_distill(session: Session, names: Collection[str]) -> None:
 
 
 def score_captions(session: Session) -> None:
-    """Runs every rule group over captions that lack its scores, and compares captions with each other."""
+    """Runs every rule group over captions that lack its scores, and compares captions with each other.
+
+    Where single rules of a group have changed, these alone are run, and the other scores are carried over.
+    """
+    if carried := carries(session, session.corpus().score):
+        session.run_nodes([_node(session, carry.changed) for carry in carried if carry.changed is not None])
+        for carry in carried:
+            stage = carry.group.stage
+            session.writer.commit_table(stage.table, carry.group.fingerprint, carry.rows(session), "caption_key")
     steps = session.corpus().score.values()
     session.run_nodes([_node(session, step) for step in steps if not (session.free and _asks(step.stage))])
     _compare(session)

@@ -25,7 +25,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryErr
 
 from pipeline.schedule import Batch, Fault, Retry, after_fault, count_groups, cut, groups_per_batch
 from pipeline.work import Capacity, Node, NodeCounts, Piece, Pool, PoolSpec, RunnerConfig, Work, WorkerError, uncovered
-from stages.base import StageContractError, TransientError, failed_rows
+from stages.base import StageContractError, TransientError, WorkerLost, failed_rows
 
 log = logging.getLogger("perceive.runner")
 
@@ -291,6 +291,8 @@ class Runner:
             raise
         except _DEATHS as error:
             self._fault(stream, Fault.DEATH, str(error).splitlines()[0])
+        except WorkerLost as error:
+            self._fault(stream, Fault.DEATH, _cause(error))
         except TransientError as error:
             self._fault(stream, Fault.TRANSIENT, _cause(error))
         except Exception as error:
@@ -305,7 +307,7 @@ class Runner:
         flight = self._flying.pop(stream)
         pool = self._pools[self._nodes[flight.batch.node].pool]
         if dead and flight.worker in pool.workers:
-            pool.drop(flight.worker)
+            ray.kill(pool.drop(flight.worker))  # one that has lost its engine lives on and holds a GPU
         elif flight.worker in pool.load:
             pool.load[flight.worker] -= 1
         self._last_finish = time.monotonic()

@@ -7,16 +7,17 @@ kept is decided over the scores, by `stages.decide`.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from collections.abc import Collection, Iterator
+from typing import Any, ClassVar, Literal, Self
 
 import polars as pl
 import pyarrow as pa
 
 from schemas.base import Key, Record, Row
 from schemas.caption import Language
-from stages.base import Stage
+from stages.base import Stage, fingerprint
 
 Need = Literal["text", "mask", "pixels", "embeddings", "teacher", "corpus"]
 
@@ -28,8 +29,8 @@ class Rule(ABC):
     """One way in which a caption can be wrong, measured.
 
     `name` is the rule's name in reports, `number` its place in the list of rules in docs/guides/filters.md. `columns`
-    are the score columns that it fills. Raise `version` when the same caption would get another score: the group that
-    the rule belongs to is then scored again.
+    are the score columns that it fills. Raise `version` when the same caption would get another score: that
+    rule, and no other, is then run again over what it has scored.
     """
 
     name: ClassVar[str]
@@ -95,6 +96,12 @@ class ScoreStage(Stage):
             raise ValueError(f"{type(self).__name__}: two rules fill {', '.join(doubled)}")
         self.rules = rules
 
+    def only(self, names: Collection[str]) -> Self:
+        """This stage with the rules of these names alone; its fingerprint is theirs."""
+        stage = copy.copy(self)
+        stage.rules = tuple(rule for rule in self.rules if rule.name in names)
+        return stage
+
     def settings(self) -> dict[str, Any]:
         rules = {rule.name: {"version": rule.version, **rule.settings()} for rule in self.rules}
         return {"group": self.group, "rules": rules}
@@ -131,6 +138,11 @@ class ScoreStage(Stage):
                 )
             columns |= {name: scored[name] for name in scored.columns}
         return with_fate(pl.DataFrame(columns), ready).to_arrow()
+
+
+def rule_prints(stage: ScoreStage) -> dict[str, str]:
+    """The fingerprint (hexadecimal) of each rule of a group by its full name, `score/<group>/<rule>`."""
+    return {f"score/{stage.group}/{rule.name}": fingerprint(stage.only((rule.name,))).hex() for rule in stage.rules}
 
 
 def with_fate(scores: pl.DataFrame, units: pl.DataFrame) -> pl.DataFrame:
