@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from jobs.console import (
+    Budget,
     ConfigOrRun,
     Json,
     Limit,
@@ -44,12 +45,13 @@ def build(
     set_: Overrides = [],
     limit: Limit = None,
     where: Where = [],
+    budget: Budget = None,
     json: Json = False,
 ) -> None:
     """Do everything that is pending, from annotations to shards."""
     from pipeline.build import PHASES
 
-    _build(find_config(config, set_), PHASES, json, limit=limit, where=pairs(where, "--where"))
+    _build(find_config(config, set_), PHASES, json, limit=limit, where=pairs(where, "--where"), budget=budget)
 
 
 @one_line_errors
@@ -59,6 +61,7 @@ def run(
     set_: Overrides = [],
     limit: Limit = None,
     where: Where = [],
+    budget: Budget = None,
     json: Json = False,
 ) -> None:
     """Do what is pending in one stage."""
@@ -67,7 +70,7 @@ def run(
 
     if stage not in PHASES:
         raise ConfigError(f"there is no stage {stage!r}; there are {', '.join(PHASES)}")
-    _build(find_config(config, set_), (stage,), json, limit=limit, where=pairs(where, "--where"))
+    _build(find_config(config, set_), (stage,), json, limit=limit, where=pairs(where, "--where"), budget=budget)
 
 
 @one_line_errors
@@ -75,12 +78,13 @@ def retry_failed(
     config: ConfigOrRun,
     set_: Overrides = [],
     where: Where = [],
+    budget: Budget = None,
     json: Json = False,
 ) -> None:
     """Try failed and blocked rows once more, then go on to the shards."""
     from pipeline.build import PHASES
 
-    _build(find_config(config, set_), PHASES, json, where=pairs(where, "--where"), retry=True)
+    _build(find_config(config, set_), PHASES, json, where=pairs(where, "--where"), retry=True, budget=budget)
 
 
 @one_line_errors
@@ -129,11 +133,14 @@ def _build(
     limit: int | None = None,
     where: Mapping[str, str] | None = None,
     retry: bool = False,
+    budget: str | None = None,
 ) -> None:
     from pipeline.build import build as build_run
+    from pipeline.spending import dollars
 
+    usd = dollars(budget) if budget else None
     with only_json(json):
-        result = build_run(config, phases, None if json else Lines(), limit, where, retry)
+        result = build_run(config, phases, None if json else Lines(), limit, where, retry, budget_usd=usd)
     counts = result.stages
     if json:
         print_json(

@@ -8,7 +8,18 @@ from typing import Annotated
 import polars as pl
 import typer
 
-from jobs.console import ConfigOrRun, Json, Lines, Overrides, find_config, one_line_errors, only_json, out, print_json
+from jobs.console import (
+    Budget,
+    ConfigOrRun,
+    Json,
+    Lines,
+    Overrides,
+    find_config,
+    one_line_errors,
+    only_json,
+    out,
+    print_json,
+)
 from jobs.looking import frame_table
 
 
@@ -26,13 +37,16 @@ def rescue(
     config: ConfigOrRun,
     attempts: Annotated[int, typer.Option(help="How often a caption may have been tried in all.")] = 3,
     set_: Overrides = [],
+    budget: Budget = None,
     json: Json = False,
 ) -> None:
     """Mend or ask again for captions that the policy dropped for a reason that can be repaired."""
     from pipeline.build import session_of
     from pipeline.repair import rescue as repair
+    from pipeline.spending import dollars
 
-    with only_json(json), session_of(find_config(config, set_), None if json else Lines()) as session:
+    settings, usd = find_config(config, set_), dollars(budget) if budget else None
+    with only_json(json), session_of(settings, None if json else Lines(), budget_usd=usd) as session:
         followed = repair(session, attempts)
     counts = followed.group_by("reason", "repair").agg(captions=pl.len().cast(pl.Int64)).sort("reason", "repair")
     if json:

@@ -9,6 +9,7 @@ from pipeline.build import accounts, balance
 from pipeline.config import EngineConfig
 from pipeline.looking import open_corpus, tables_of
 from pipeline.report import report_data, write_report
+from pipeline.spending import cost_rows
 
 
 def write_run_report(config: EngineConfig, to: Path | None = None, samples: int = 200) -> str:
@@ -21,6 +22,7 @@ def write_run_report(config: EngineConfig, to: Path | None = None, samples: int 
         run=config.run,
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         funnel=funnel,
+        costs=cost_rows(config),
         max_regions=samples,
         storage_options=now.config.storage_options,
     )

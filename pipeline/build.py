@@ -40,13 +40,16 @@ def build(
     where: Mapping[str, str] | None = None,
     retry: bool = False,
     free: bool = False,
+    budget_usd: float | None = None,
 ) -> BuildResult:
     """Does what is pending in these phases and nothing else; raises `UnbalancedError` if a row got lost.
 
     `limit` bounds the units of each stage, `where` the regions (column to value); `retry` takes failed and blocked
-    units again; `free` asks no teacher. Raises `LeaseHeld` while another build holds the run.
+    units again; `free` asks no teacher; `budget_usd` is the most that the replies in the run's ledger may have cost in
+    all: what they do not pay for stays pending, and `BudgetReached` is raised. Raises `LeaseHeld` while another build
+    holds the run.
     """
-    with session_of(config, progress, limit, where, retry, free) as session:
+    with session_of(config, progress, limit, where, retry, free, budget_usd) as session:
         run_phases(session, phases)
     return session.result
 
@@ -59,6 +62,7 @@ def session_of(
     where: Mapping[str, str] | None = None,
     retry: bool = False,
     free: bool = False,
+    budget_usd: float | None = None,
 ) -> Iterator[Session]:
     """Holds the run for a build made of `run_phases`; checks and logs the accounts at its end, like `build`."""
     live = config.runtime()
@@ -66,7 +70,7 @@ def session_of(
     with run.writer("perceive build", ttl_s=live.runner.lease_ttl_s) as writer:
         finish_forgetting(writer)
         writer.store.write_durable(CONFIG_FILE, config_text(config))
-        session = Session(live, writer, progress or Silent(), limit, where or {}, retry, free)
+        session = Session(live, writer, progress or Silent(), limit, where or {}, retry, free, budget_usd)
         try:
             yield session
         finally:

@@ -25,7 +25,8 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryErr
 
 from pipeline.schedule import Batch, Fault, Retry, after_fault, count_groups, cut, groups_per_batch
 from pipeline.work import Capacity, Node, NodeCounts, Piece, Pool, PoolSpec, RunnerConfig, Work, WorkerError, uncovered
-from stages.base import StageContractError, TransientError, WorkerLost, failed_rows
+from stages.base import BudgetSpent, Funds, StageContractError, TransientError, WorkerLost, failed_rows
+from stages.teachers.budget import Account
 
 log = logging.getLogger("perceive.runner")
 
@@ -36,6 +37,10 @@ _DEATHS = (ActorDiedError, ActorUnavailableError, OutOfMemoryError, WorkerCrashe
 
 class RunStopped(Exception):
     """The run was asked to stop; what had finished is committed, the rest is pending."""
+
+
+class BudgetReached(RunStopped):
+    """The money that the run may spend is at its end; what was answered is committed, the rest is pending."""
 
 
 class RunStalled(Exception):
@@ -74,6 +79,21 @@ class _WorkerBody:
 
 
 _Worker: Any = ray.remote(_WorkerBody)
+_Account: Any = ray.remote(Account)
+
+
+class _SharedFunds:
+    """An account that all workers of a build draw from."""
+
+    def __init__(self, usd: float) -> None:
+        self._account = _Account.options(num_cpus=0).remote(usd)
+
+    def draw(self, least: float) -> float:
+        taken: float = ray.get(self._account.draw.remote(least))
+        return taken
+
+    def give_back(self, usd: float) -> None:
+        ray.get(self._account.give_back.remote(usd))
 
 
 class Cluster:
@@ -87,6 +107,7 @@ class Cluster:
         self._spare: dict[PoolSpec, list[Any]] = {}
         self._mine = False
         self._runners = 0
+        self._funds: Funds | None = None
 
     def connect(self) -> None:
         """Connects, or starts Ray; does nothing when that has been done (by anybody in this process)."""
@@ -127,6 +148,13 @@ class Cluster:
         cpus = total.get("CPU", 0.0)
         whole = "RAY_ADDRESS" in os.environ and self._config.num_cpus == "auto"
         return Capacity(cpus=cpus, gpus=total.get("GPU", 0.0), cores=cpus if whole else self._config.cpus())
+
+    def funds(self, usd: float) -> Funds:
+        """One account of `usd` dollars for all phases of a build; later calls give the same one."""
+        self.connect()
+        if self._funds is None:
+            self._funds = _SharedFunds(usd)
+        return self._funds
 
     def next_number(self) -> int:
         """A number for a runner's work, so that workers tell it from the one before."""
@@ -198,10 +226,12 @@ class Runner:
         self._retry = Retry(first_wait_s=config.retry_wait_s)
         self._stop = threading.Event()
         self._last_finish = time.monotonic()
+        self._unpaid: set[str] = set()
         self.counts = {node.name: NodeCounts() for node in nodes}
 
     def run(self) -> dict[str, NodeCounts]:
-        """Runs until nothing is pending. Raises `RunStopped` after SIGINT or SIGTERM, `RunStalled`, `DoesNotFit`,
+        """Runs until nothing is pending. Raises `RunStopped` after SIGINT or SIGTERM, `BudgetReached` where only what
+        the budget does not pay for is left, `RunStalled`, `DoesNotFit`,
         `WorkerError` when a stage cannot open, `StageContractError` on a stage that loses units."""
         if not any(len(node.units) for node in self._nodes.values()):
             return self.counts
@@ -218,6 +248,11 @@ class Runner:
                 self._release_all()
         if self._stop.is_set():
             raise RunStopped("stopped on request; run the same command again to go on")
+        if self._unpaid:
+            left = sum(self.counts[name].pending for name in self._unpaid)
+            raise BudgetReached(
+                f"stopped before the budget: {left} units of {', '.join(sorted(self._unpaid))} are left"
+            )
         return self.counts
 
     def _loop(self) -> None:
@@ -250,6 +285,9 @@ class Runner:
 
     def _enqueue(self, node: Node, units: pa.Table) -> None:
         if not len(units):
+            return
+        if node.name in self._unpaid:
+            self.counts[node.name].pending += len(units)
             return
         by, pool = node.stage.group_by, self._pools[node.pool]
         size = groups_per_batch(
@@ -289,6 +327,8 @@ class Runner:
             self._feed(node, flight.pieces)
         except (StageContractError, WorkerError):
             raise
+        except BudgetSpent:
+            self._unfunded(stream)
         except _DEATHS as error:
             self._fault(stream, Fault.DEATH, str(error).splitlines()[0])
         except WorkerLost as error:
@@ -341,6 +381,18 @@ class Runner:
         piece = self._work.write(node.name, left, failed_rows(node.stage, left, fault.value, message))
         self._commit(node, piece)
         self.counts[node.name].add(piece)
+
+    def _unfunded(self, stream: Any) -> None:
+        """Leaves what a node has not asked yet: the money is at its end."""
+        flight = self._flying[stream]
+        node = self._nodes[flight.batch.node]
+        self._land(stream)
+        self._feed(node, flight.pieces)
+        self._unpaid.add(node.name)
+        pool = self._pools[node.pool]
+        kept = [batch for batch in pool.queue if batch.node != node.name]
+        pool.queue.clear()
+        pool.queue.extend(kept)
 
     def _feed(self, node: Node, pieces: list[Piece]) -> None:
         below = [child for child in self._nodes.values() if child.after == node.name and child.derive]

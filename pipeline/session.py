@@ -17,6 +17,8 @@ from pipeline.config import EngineConfig
 from pipeline.engine import Corpus, Counts, Stages, build_stages, fingerprints_of
 from pipeline.forgotten import taken_down
 from pipeline.schedule import cut
+from pipeline.settings import ConfigError
+from pipeline.spending import spent
 from pipeline.tables import PartInfo, Store, Writer, write_part
 from pipeline.work import Node, NodeCounts, Piece, Work
 from stages.base import Stage
@@ -73,7 +75,11 @@ class PartSink:
 
 @dataclass
 class Session:
-    """One build under the lease. `free` asks no teacher, not even to score."""
+    """One build under the lease.
+
+    `free` asks no teacher, not even to score; `budget_usd` is the most that the replies in the run's ledger may have
+    cost at its end, those of earlier builds included.
+    """
 
     config: EngineConfig
     writer: Writer
@@ -82,6 +88,7 @@ class Session:
     where: Mapping[str, str] = field(default_factory=dict)
     retry: bool = False
     free: bool = False
+    budget_usd: float | None = None
     result: BuildResult = field(default_factory=BuildResult)
 
     def __post_init__(self) -> None:
@@ -128,18 +135,40 @@ class Session:
         """Runs nodes on Ray; starts none where nothing is pending."""
         if not any(len(node.units) for node in nodes):
             return
-        from pipeline.runner import Cluster, Runner  # Ray takes seconds to import: only a build with work pays for it
+        from pipeline.runner import (  # Ray takes seconds to import: only a build with work pays for it
+            BudgetReached,
+            Cluster,
+            Runner,
+        )
 
         if self._cluster is None:
             self._cluster = Cluster(self.config.runner)
         self.result.started_ray = True
+        self._fund(nodes)
         work = Work(nodes, PartSink(self.writer.store, self.writer.epoch))
         runner = Runner(work, nodes, self._commit, self._cluster, self.config.runner, self._read, self.progress.tick)
         try:
             runner.run()
+        except BudgetReached as error:
+            bought = spent(self.config).cost_usd or 0.0
+            raise BudgetReached(
+                f"{error}, ${bought:.4f} of ${self.budget_usd or 0:.4f} spent; "
+                "the same command with a higher --budget goes on"
+            ) from error
         finally:
             for name, counts in runner.counts.items():
                 self.tally(name, counts.rows, counts.reasons)
+
+    def _fund(self, nodes: Sequence[Node]) -> None:
+        if self.budget_usd is None:
+            return
+        bought = spent(self.config).cost_usd or 0.0
+        funds = self._cluster.funds(self.budget_usd - bought)
+        for node in nodes:
+            try:
+                node.stage.fund(funds)
+            except ValueError as error:
+                raise ConfigError(f"--budget: {error}") from error
 
     def close(self) -> None:
         """Lets go of Ray, where it was started."""

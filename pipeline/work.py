@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.schedule import Batch
 from schemas.keys import digest_columns
-from stages.base import Resources, Stage, StageContractError, TransientError, UnitError, checked
+from stages.base import BudgetSpent, Resources, Stage, StageContractError, TransientError, UnitError, checked
 
 _FLUSH_ROWS = 4096
 _FLUSH_SECONDS = 15.0
@@ -202,18 +202,27 @@ class Work:
         return {**self.__dict__, "_opened": set(), "_lock": None}
 
     def pieces(self, node: str, units: pa.Table) -> Iterator[Piece]:
-        """Runs one batch; yields a piece whenever enough rows or seconds have gathered."""
+        """Runs one batch; yields a piece whenever enough rows or seconds have gathered.
+
+        Raises `BudgetSpent` after its last piece where the money did not last for all units.
+        """
         stage = self._open(node)
         gathered: list[pa.Table] = []
         since = time.monotonic()
-        for rows in checked(stage, units):
-            gathered.append(rows)
-            waited = time.monotonic() - since
-            if sum(len(table) for table in gathered) >= _FLUSH_ROWS or waited > _FLUSH_SECONDS:
-                yield self.write(node, units, pa.concat_tables(gathered), waited)
-                gathered, since = [], time.monotonic()
+        spent: BudgetSpent | None = None
+        try:
+            for rows in checked(stage, units):
+                gathered.append(rows)
+                waited = time.monotonic() - since
+                if sum(len(table) for table in gathered) >= _FLUSH_ROWS or waited > _FLUSH_SECONDS:
+                    yield self.write(node, units, pa.concat_tables(gathered), waited)
+                    gathered, since = [], time.monotonic()
+        except BudgetSpent as error:
+            spent = error
         if any(len(table) for table in gathered):
             yield self.write(node, units, pa.concat_tables(gathered), time.monotonic() - since)
+        if spent is not None:
+            raise spent
 
     def write(self, node: str, units: pa.Table, rows: pa.Table, seconds: float = 0.0) -> Piece:
         """Writes rows as a part; `units` are those of the batch (they may carry the number of earlier attempts)."""

@@ -22,6 +22,16 @@ class Usage(Record):
     cost_usd: float | None = None
 
 
+def added(one: Usage, two: Usage) -> Usage:
+    """The sum of two usages; a cost is known where at least one is."""
+    costs = [usage.cost_usd for usage in (one, two) if usage.cost_usd is not None]
+    return Usage(
+        prompt_tokens=one.prompt_tokens + two.prompt_tokens,
+        completion_tokens=one.completion_tokens + two.completion_tokens,
+        cost_usd=sum(costs) if costs else None,
+    )
+
+
 class Caption(Row):
     """A teacher's answer for region x task x language x event (`NO_EVENT` for tasks of the whole region).
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterable, Iterator
 from concurrent.futures import as_completed
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 import polars as pl
 import pyarrow as pa
@@ -23,6 +23,8 @@ import pyarrow.compute as pc
 from schemas.arrow import arrow_schema, conform
 from schemas.base import Record, Row
 from schemas.keys import digest_columns, digest_value
+
+T = TypeVar("T")
 
 
 class UnitError(Exception):
@@ -36,6 +38,26 @@ class UnitError(Exception):
 
 class TransientError(Exception):
     """Something outside the unit failed (a full disk, a lost connection): the batch is worth another try."""
+
+
+class WorkerLost(Exception):
+    """The worker's process can do no more (its inference engine died): it is replaced, and its batch tried anew."""
+
+
+class BudgetSpent(Exception):
+    """The money that a run may spend is at its end; what could not be asked any more stays pending."""
+
+
+class Funds(Protocol):
+    """Where money comes from that stages may spend on replies; travels to workers."""
+
+    def draw(self, least: float) -> float:
+        """Takes at least `least` dollars out, or nothing (0.0) where less is left."""
+        ...
+
+    def give_back(self, usd: float) -> None:
+        """Puts back what was not spent."""
+        ...
 
 
 class StageContractError(Exception):
@@ -69,6 +91,12 @@ class Stage(ABC):
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """All that the rows depend on beside their units (configuration, prompt hash, model), as plain JSON values."""
+
+    def fund(self, funds: Funds) -> None:
+        """Bounds what this stage may spend on replies, before it is opened; a stage that buys none needs no bound.
+
+        Raises `ValueError` where the price of its replies is not known.
+        """
 
     def open(self) -> None:
         """Called once in each worker before the first `process`: load weights, open clients."""
@@ -119,13 +147,30 @@ class AsyncStage(Stage):
             return await self.process_group(group)
 
     def process(self, units: pa.Table) -> Iterator[pa.Table]:
+        """Groups as they are done. Raises `BudgetSpent` when all others are, where some could not be asked."""
         waiting = [asyncio.run_coroutine_threadsafe(self._one(g), self._loop) for g in groups(units, self.group_by)]
+        spent: BudgetSpent | None = None
         try:
             for done in as_completed(waiting):
-                yield done.result()
+                if isinstance(error := done.exception(), BudgetSpent):
+                    spent = error
+                else:
+                    yield done.result()
         finally:
             for future in waiting:
                 future.cancel()
+        if spent is not None:
+            raise spent
+
+
+async def all_or_error(jobs: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of all jobs in their order. Where one raises, the others are waited for before its error is raised:
+    a reply that is on its way is paid for and has to reach its ledger."""
+    done = await asyncio.gather(*jobs, return_exceptions=True)
+    for result in done:
+        if isinstance(result, BaseException):
+            raise result
+    return cast(list[T], done)
 
 
 def fingerprint(stage: Stage) -> bytes:

@@ -13,7 +13,7 @@ from pydantic import Field
 from prompts import load
 from schemas.base import Record
 from schemas.geometry import Rle
-from stages.base import UnitError
+from stages.base import Funds, UnitError, all_or_error
 from stages.chunk.config import ChunkConfig
 from stages.chunk.stage import ChunkStage, Masked
 from stages.distill.asking import ask
@@ -68,6 +68,9 @@ class TeacherChunkStage(ChunkStage):
         asked = {"teacher": self._teacher_config.settings(), "prompt": self._prompt.hash.hex(), "sheet": sheet}
         return super().settings() | {"asked": asked}
 
+    def fund(self, funds: Funds) -> None:
+        self._source.fund(funds)
+
     def open(self) -> None:
         super().open()
         self._loop = asyncio.new_event_loop()
@@ -104,7 +107,7 @@ class TeacherChunkStage(ChunkStage):
                 except UnitError as error:
                     return error
 
-        answers = await asyncio.gather(*(one(unit) for unit in units))
+        answers = await all_or_error(one(unit) for unit in units)
         return {unit.fields["region_key"]: answer for unit, answer in zip(units, answers, strict=True)}
 
     async def _answer(self, request: TeacherRequest) -> list[tuple[float, float]]:

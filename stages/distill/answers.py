@@ -1,9 +1,10 @@
 """The answers of a teacher: one model a task, which is the JSON schema sent, the validator, and the documentation.
 
-Every text has a pattern and a length: constrained decoding then cannot emit control characters or run on (measured: 30
-of 30 random-model answers valid, against 2 of 30 with lengths alone). Quotation marks and backslashes are outside the
-pattern, since a grammar made from it would let them end the JSON string; the texts of teachers that are not
-constrained are normalised before they are checked.
+Every text has a pattern, so that constrained decoding cannot emit control characters (with lengths alone 2 of 30
+answers of a random model were valid). Quotation marks and backslashes are outside the pattern, since a grammar made
+from it would let them end the JSON string; the texts of teachers that are not constrained are normalised before they
+are checked. Lengths are checked here and stand in no schema: vLLM refuses them beside a pattern, and xgrammar 0.2.8
+cannot compile a repetition of more than about 120 characters. What runs on is cut by the token limit.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 from abc import abstractmethod
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from schemas.base import Record
 from schemas.caption import Language, Task
@@ -29,19 +30,29 @@ def normalise(value: Any) -> Any:
     return _CONTROL.sub(" ", quoted.replace('"', "'")).strip()
 
 
-def _bounds(limit: int, what: str) -> Any:
-    pattern = rf'^[^\x00-\x1f\x7f"\\]{{1,{limit}}}$'
-    return Field(min_length=1, max_length=limit, pattern=pattern, description=what)
+def _said(what: str) -> Any:
+    return Field(pattern=r'^[^\x00-\x1f\x7f"\\]+$', description=what)
+
+
+def _at_most(limit: int) -> AfterValidator:
+    def check(text: str) -> str:
+        if len(text) > limit:
+            raise ValueError(f"has {len(text)} characters; at most {limit} are allowed")
+        return text
+
+    return AfterValidator(check)
 
 
 _Clean = BeforeValidator(normalise)
-Label = Annotated[str, _bounds(80, "The noun that people use for a thing of this kind."), _Clean]
-Definition = Annotated[str, _bounds(480, "What a thing of this kind is, as a dictionary would say it."), _Clean]
-Function = Annotated[str, _bounds(480, "The role of this one thing in its surroundings."), _Clean]
-Brief = Annotated[str, _bounds(400, "One sentence that tells the target apart from others of its kind."), _Clean]
-Detailed = Annotated[str, _bounds(2000, "The target described in full."), _Clean]
-Video = Annotated[str, _bounds(1600, "The target over the whole video, in order of time."), _Clean]
-EventText = Annotated[str, _bounds(800, "What is new about the target in this event."), _Clean]
+Label = Annotated[str, _said("The noun that people use for a thing of this kind."), _Clean, _at_most(80)]
+Definition = Annotated[str, _said("What a thing of this kind is, as a dictionary would say it."), _Clean, _at_most(480)]
+Function = Annotated[str, _said("The role of this one thing in its surroundings."), _Clean, _at_most(480)]
+Brief = Annotated[
+    str, _said("One sentence that tells the target from others of its kind."), _Clean, _at_most(400)
+]
+Detailed = Annotated[str, _said("The target described in full."), _Clean, _at_most(2000)]
+Video = Annotated[str, _said("The target over the whole video, in order of time."), _Clean, _at_most(1600)]
+EventText = Annotated[str, _said("What is new about the target in this event."), _Clean, _at_most(800)]
 
 
 class CaptionParts(Record):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from schemas.caption import Usage
+from schemas.caption import Usage, added
 from stages.teachers.config import RetryConfig
 from stages.teachers.protocol import Reply, Teacher, TeacherRequest
 
@@ -37,7 +37,7 @@ async def ask(
     while True:
         reply = await teacher.ask(request)
         attempts += 1
-        used = add(used, reply.usage)
+        used = added(used, reply.usage)
         asked = Asked(reply, request, attempts, used)
         if left.get(reply.outcome, 0) == 0:
             return asked
@@ -46,16 +46,6 @@ async def ask(
         if following is None:
             return asked
         request = following
-
-
-def add(one: Usage, two: Usage) -> Usage:
-    """The sum of two usages; a cost is known where at least one is."""
-    costs = [usage.cost_usd for usage in (one, two) if usage.cost_usd is not None]
-    return Usage(
-        prompt_tokens=one.prompt_tokens + two.prompt_tokens,
-        completion_tokens=one.completion_tokens + two.completion_tokens,
-        cost_usd=sum(costs) if costs else None,
-    )
 
 
 async def _next(

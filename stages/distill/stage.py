@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from schemas.arrow import from_table, to_table
 from schemas.caption import Caption
-from stages.base import AsyncStage, Resources, UnitError
+from stages.base import AsyncStage, Funds, Resources, UnitError, all_or_error
 from stages.distill.asking import Asked, ask
 from stages.distill.clips import prompt_frame
 from stages.distill.recipe import Recipe
@@ -56,6 +56,9 @@ class DistillStage(AsyncStage):
     def settings(self) -> dict[str, Any]:
         return self.recipe.settings()
 
+    def fund(self, funds: Funds) -> None:
+        self.source.fund(funds)
+
     async def on_loop_start(self) -> None:
         self._rendering = asyncio.Semaphore(_RENDERERS)
         self._videos = video_cache()
@@ -75,7 +78,7 @@ class DistillStage(AsyncStage):
         """The captions of one group, in the order of its units."""
         async with self._rendering:
             asked = await asyncio.to_thread(self._requests, units)
-        return list(await asyncio.gather(*(self._caption(u, r) for u, r in zip(units, asked, strict=True))))
+        return await all_or_error(self._caption(u, r) for u, r in zip(units, asked, strict=True))
 
     def preview(self, units: Sequence[CaptionUnit]) -> list[TeacherRequest | UnitError]:
         """The first request of every unit as the teacher would get it, or why there is none; asks nobody.

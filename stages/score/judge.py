@@ -17,7 +17,7 @@ from schemas.arrow import from_table, to_table
 from schemas.base import Record, Row
 from schemas.keys import digest_value
 from schemas.yaml import load_yaml
-from stages.base import AsyncStage, UnitError
+from stages.base import AsyncStage, Funds, UnitError, all_or_error
 from stages.distill.answers import BriefAnswer
 from stages.distill.render import teacher_pictures
 from stages.distill.units import CaptionUnit
@@ -117,6 +117,9 @@ class JudgeStage(AsyncStage):
             "pictures": config.pictures.model_dump(mode="json"),
         }
 
+    def fund(self, funds: Funds) -> None:
+        self.source.fund(funds)
+
     async def on_loop_start(self) -> None:
         self._rendering = asyncio.Semaphore(2)
         self._teacher = self.source.make()
@@ -134,7 +137,7 @@ class JudgeStage(AsyncStage):
                 place = (unit.uri, unit.frame_index)
                 if place not in frames and unit.task in STILL_TASKS:
                     frames[place] = await asyncio.to_thread(self._frame, unit)
-        rows = await asyncio.gather(*(self._row(u, frames.get((u.uri, u.frame_index))) for u in asked))
+        rows = await all_or_error(self._row(u, frames.get((u.uri, u.frame_index))) for u in asked)
         return to_table(rows, JudgeScores)
 
     def _frame(self, unit: JudgeUnit) -> NDArray[np.uint8] | UnitError:

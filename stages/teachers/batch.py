@@ -19,12 +19,13 @@ import orjson
 from openai import AsyncOpenAI
 
 from stages.failpoints import failpoint
+from stages.teachers.budget import Purse
 from stages.teachers.chat import api_key, chat_body, read_completion, redact
 from stages.teachers.config import TeacherConfig
 from stages.teachers.jobs import Job, JobFolder
 from stages.teachers.limiter import backoff
 from stages.teachers.online import open_client
-from stages.teachers.pricing import price_of, priced
+from stages.teachers.pricing import most_cost, price_of, priced
 from stages.teachers.protocol import Reply, Teacher, TeacherRequest
 
 _ENDED = frozenset({"completed", "expired", "cancelled", "failed"})
@@ -41,7 +42,9 @@ class BatchTeacher(Teacher):
     billed = True
     sees: Literal["encoded", "pixels", "subject"] = "encoded"
 
-    def __init__(self, config: TeacherConfig, jobs: JobFolder, forgive_before: float = 0.0) -> None:
+    def __init__(
+        self, config: TeacherConfig, jobs: JobFolder, forgive_before: float = 0.0, purse: Purse | None = None
+    ) -> None:
         self._config = config
         self._settings = config.batch
         self.model = config.identity
@@ -49,6 +52,7 @@ class BatchTeacher(Teacher):
         self._key = api_key(config)
         self._jobs = jobs
         self._forgive_before = forgive_before
+        self._purse = purse
         self._client: AsyncOpenAI
         self._lines: dict[str, bytes] = {}
         self._size = 0
@@ -72,21 +76,36 @@ class BatchTeacher(Teacher):
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
         await self._client.close()
+        if self._purse is not None:
+            await self._purse.close()
 
     async def ask(self, request: TeacherRequest) -> Reply:
         name = request.digest.hex()
         said = ""
         for _ in range(self._config.limits.tries):
             try:
-                row = await self._row(name, request)
+                reply = await self._paid(name, request)
             except openai.OpenAIError as error:
                 return Reply(outcome="unavailable", message=redact(str(error), self._key)[:300])
-            reply = self._read(request, row)
             if isinstance(reply, Reply):
                 return reply
             said = reply
             self._owner.pop(name, None)
         return Reply(outcome="unavailable", message=f"not answered by {self._config.limits.tries} batch jobs: {said}")
+
+    async def _paid(self, name: str, request: TeacherRequest) -> Reply | str:
+        """What became of a request in one job, its money set aside; rows of jobs that are made already are owed."""
+        most = most_cost(request, self._price, batch=True)
+        if self._purse is None or most is None:
+            return self._read(request, await self._row(name, request))
+        if name in self._owner:
+            reply = self._read(request, await self._row(name, request))
+            self._purse.charge(_cost(reply))
+            return reply
+        async with self._purse.paying(most) as payment:
+            reply = self._read(request, await self._row(name, request))
+            payment.settle(_cost(reply))
+            return reply
 
     async def _row(self, name: str, request: TeacherRequest) -> dict[str, Any]:
         """The result row of a request: from a job that holds it, else from a new job."""
@@ -226,6 +245,11 @@ class BatchTeacher(Teacher):
                         row = json.loads(line)
                         rows[row["custom_id"]] = row
         return rows
+
+
+def _cost(reply: Reply | str) -> float:
+    """Rows that failed or expired are not billed."""
+    return (reply.usage.cost_usd or 0.0) if isinstance(reply, Reply) else 0.0
 
 
 def _first_error(batch: Any) -> dict[str, Any]:

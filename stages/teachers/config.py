@@ -43,8 +43,8 @@ class CapabilitiesConfig(Record):
     """What the endpoint understands. Nothing here is guessed from the model's name.
 
     `structured`: `json_schema` (OpenAI's `response_format`; vLLM and SGLang too), `structured_outputs` (vLLM's own
-    field), or `none` (the prompt states the shape, the validator judges). `patterns` false strips `pattern` and the
-    length bounds from the schema that is sent, for endpoints that refuse them. `token_field` is the name of the token
+    field), or `none` (the prompt states the shape, the validator judges). `patterns` false strips `pattern` and length
+    bounds from the schema that is sent, for endpoints that refuse them. `token_field` is the name of the token
     limit. `extra_body` is merged into every request and is part of its identity.
     """
 

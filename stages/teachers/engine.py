@@ -13,6 +13,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from schemas.caption import Usage
+from stages.base import WorkerLost
 from stages.teachers.chat import TeacherSetupError, redact
 from stages.teachers.config import TeacherConfig
 from stages.teachers.judge import judge
@@ -21,7 +22,7 @@ from stages.teachers.protocol import Reply, Teacher, TeacherRequest
 _INSTALL = "the vllm teacher needs the extra [vllm]: pip install 'perceive-engine[vllm]'"
 
 
-class EngineDied(Exception):
+class EngineDied(WorkerLost):
     """vLLM's engine is gone; the worker has to be started anew."""
 
 
@@ -81,8 +82,8 @@ class EngineTeacher(Teacher):
                 return Reply(outcome="unavailable", message=f"no reply within {self._config.limits.timeout_s:g} s")
             except self._vllm.EngineDeadError as error:
                 raise EngineDied(f"the vLLM engine of {self.model} died: {redact(str(error))[:300]}") from error
-            except ValueError as error:
-                # What the engine refuses before it starts: too long a prompt, too many pictures.
+            except (self._vllm.VLLMError, ValueError) as error:
+                # What the engine refuses before it starts (too long a prompt, too many pictures) or gives up alone.
                 return Reply(outcome="unavailable", message=redact(str(error))[:300])
 
     async def _on_host(self, asking: Coroutine[Any, Any, Reply]) -> Reply:
@@ -93,7 +94,7 @@ class EngineTeacher(Teacher):
     async def _ask(self, request: TeacherRequest) -> Reply:
         assert self._host is not None
         engine = self._host.engine
-        tokenizer = await engine.get_tokenizer()
+        tokenizer = engine.get_tokenizer()
         prompt = tokenizer.apply_chat_template(_turns(request), tokenize=False, add_generation_prompt=True)
         images = [Image.fromarray(p.pixels) for m in request.messages for p in m.pictures if p.pixels is not None]
         inputs = {"prompt": prompt} | ({"multi_modal_data": {"image": images}} if images else {})
@@ -158,9 +159,7 @@ def _join(vllm: _Names, arguments: dict[str, Any], seconds: float) -> _Host:
 
 
 async def _load_engine(vllm: _Names, arguments: dict[str, Any]) -> Any:
-    engine = vllm.AsyncLLM.from_engine_args(vllm.AsyncEngineArgs(**arguments))
-    await engine.get_tokenizer()
-    return engine
+    return vllm.AsyncLLM.from_engine_args(vllm.AsyncEngineArgs(**arguments))
 
 
 def _leave(host: _Host) -> None:
@@ -182,6 +181,7 @@ class _Names:
         self.RequestOutputKind = sampling.RequestOutputKind
         self.AsyncEngineArgs = importlib.import_module("vllm.engine.arg_utils").AsyncEngineArgs
         self.AsyncLLM = importlib.import_module("vllm.v1.engine.async_llm").AsyncLLM
+        self.VLLMError = importlib.import_module("vllm.exceptions").VLLMError
         self.EngineDeadError = importlib.import_module("vllm.v1.engine.exceptions").EngineDeadError
 
 

@@ -16,7 +16,7 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 _SHOWN_ERRORS = 3
-_WORDS = {"string_pattern_mismatch": "is empty, too long, or holds characters that are not allowed"}
+_WORDS = {"string_pattern_mismatch": "is empty or holds characters that are not allowed"}
 
 
 def judge(
@@ -47,6 +47,6 @@ def explain(error: ValidationError) -> str:
     told = []
     for item in error.errors(include_url=False, include_input=False)[:_SHOWN_ERRORS]:
         where = ".".join(str(part) for part in item["loc"])
-        what = _WORDS.get(item["type"], item["msg"])
+        what = _WORDS.get(item["type"], item["msg"]).removeprefix("Value error, ")
         told.append(f"{where}: {what}" if where else what)
     return "; ".join(told)

@@ -4,32 +4,47 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import openai
 import orjson
 from openai import AsyncOpenAI
 
+from stages.teachers.budget import Purse
 from stages.teachers.chat import api_key, chat_body, read_completion, redact
 from stages.teachers.config import TeacherConfig
 from stages.teachers.limiter import Limiter, backoff, retry_after
-from stages.teachers.pricing import price_of, priced, request_tokens
+from stages.teachers.pricing import most_cost, price_of, priced, request_tokens
 from stages.teachers.protocol import Reply, Teacher, TeacherRequest
 
 _AGAIN = frozenset({408, 409, 425, 429})
 _POLICY = ("content_policy", "content_filter", "safety", "moderation")
 
 
+@dataclass(frozen=True)
+class _Fault:
+    """A try that came to nothing: why, the seconds that the server asks to wait, whether it may have been billed."""
+
+    said: str
+    wait_s: float | None = None
+    billed: bool = False
+
+
 class OnlineTeacher(Teacher):
-    """Asks over HTTP. Transport faults, 408, 409, 425, 429 and 5xx are tried again; other 4xx are not."""
+    """Asks over HTTP. Transport faults, 408, 409, 425, 429 and 5xx are tried again; other 4xx are not.
+
+    With a `purse` no try is made that it cannot pay for: `ask` raises `BudgetSpent` instead.
+    """
 
     name = "openai"
     billed = True
     sees: Literal["encoded", "pixels", "subject"] = "encoded"
 
-    def __init__(self, config: TeacherConfig) -> None:
+    def __init__(self, config: TeacherConfig, purse: Purse | None = None) -> None:
         self._config = config
         self._limits = config.limits
+        self._purse = purse
         self.model = config.identity
         self._price = price_of(str(config.model), config.prices)
         self._key = api_key(config)
@@ -44,6 +59,8 @@ class OnlineTeacher(Teacher):
 
     async def stop(self) -> None:
         await self._client.close()
+        if self._purse is not None:
+            await self._purse.close()
 
     async def ask(self, request: TeacherRequest) -> Reply:
         async with self._slots:
@@ -52,10 +69,10 @@ class OnlineTeacher(Teacher):
             waited, said = 0.0, ""
             for attempt in range(1, self._limits.tries + 1):
                 await self._limiter.wait(expected)
-                outcome = await self._once(request, body)
+                outcome = await self._paid(request, body)
                 if isinstance(outcome, Reply):
                     return outcome
-                said, asked = outcome
+                said, asked = outcome.said, outcome.wait_s
                 pause = backoff(attempt, self._limits, asked)
                 waited += pause
                 if attempt == self._limits.tries or waited > self._limits.give_up_s:
@@ -65,8 +82,21 @@ class OnlineTeacher(Teacher):
                 await asyncio.sleep(pause)
             return Reply(outcome="unavailable", message=f"gave up after {attempt} tries: {said}")
 
-    async def _once(self, request: TeacherRequest, body: dict[str, Any]) -> Reply | tuple[str, float | None]:
-        """A reply, or what went wrong for now and the seconds that the server asks to wait."""
+    async def _paid(self, request: TeacherRequest, body: dict[str, Any]) -> Reply | _Fault:
+        """One try, with its money set aside before it and settled after it."""
+        most = most_cost(request, self._price)
+        if self._purse is None or most is None:
+            return await self._once(request, body)
+        async with self._purse.paying(most) as payment:
+            outcome = await self._once(request, body)
+            if isinstance(outcome, Reply):
+                payment.settle(outcome.usage.cost_usd or 0.0)
+            elif not outcome.billed:
+                payment.settle(0.0)
+            return outcome
+
+    async def _once(self, request: TeacherRequest, body: dict[str, Any]) -> Reply | _Fault:
+        """A reply, or what went wrong for now."""
         try:
             # The client's own time-out is between bytes: a server that drips would hold a slot for ever.
             async with asyncio.timeout(self._limits.timeout_s):
@@ -77,16 +107,16 @@ class OnlineTeacher(Teacher):
         except openai.APIStatusError as error:
             said = f"{error.status_code}: {self._said(error)}"
             if error.status_code in _AGAIN or error.status_code >= 500:
-                return said, retry_after(error.response.headers)
+                return _Fault(said, wait_s=retry_after(error.response.headers))
             if error.status_code == 400 and any(word in said.lower() for word in _POLICY):
                 return Reply(outcome="refused", message=said)
             return Reply(outcome="unavailable", message=said + self._hint(error.status_code))
         except openai.APIConnectionError as error:
-            return f"{type(error).__name__}: {self._said(error)}", None
+            return _Fault(f"{type(error).__name__}: {self._said(error)}", billed=True)
         except TimeoutError:
-            return f"no whole reply within {self._limits.timeout_s:g} s", None
+            return _Fault(f"no whole reply within {self._limits.timeout_s:g} s", billed=True)
         except ValueError as error:
-            return f"a reply that is not what it should be: {self._said(error)}", None
+            return _Fault(f"a reply that is not what it should be: {self._said(error)}", billed=True)
 
     def _said(self, error: Exception) -> str:
         return redact(str(error), self._key)[:300]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import functools
+import json
 import math
 import re
 from datetime import date
@@ -97,6 +98,18 @@ def request_tokens(request: TeacherRequest, price: Price) -> int:
         + sum(price.images.tokens(p.width, p.height, request.detail) for p in message.pictures)
         for message in request.messages
     )
+
+
+def most_cost(request: TeacherRequest, price: Price, batch: bool = False) -> float | None:
+    """The most dollars that one reply to a request can cost, or None without a list price.
+
+    No tokenizer makes more tokens of a text than it has bytes; the schema counts too, as some providers bill it.
+    """
+    texts = [message.text for message in request.messages]
+    text_bytes = sum(len(text.encode()) for text in [*texts, json.dumps(request.schema)])
+    pictures = [picture for message in request.messages for picture in message.pictures]
+    shown = sum(price.images.tokens(p.width, p.height, request.detail) for p in pictures)
+    return price.cost(text_bytes + shown + _TURN_TOKENS * len(texts), request.max_tokens, batch)
 
 
 def priced(usage: Usage, price: Price, batch: bool = False) -> Usage:

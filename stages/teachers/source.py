@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from stages.base import Funds
+from stages.teachers.budget import Purse
 from stages.teachers.config import TeacherConfig
 from stages.teachers.jobs import JobFolder
 from stages.teachers.ledger import Ledger
 from stages.teachers.ledgered import LedgeredTeacher
 from stages.teachers.measured import MeasuredTeacher
+from stages.teachers.pricing import price_of
 from stages.teachers.protocol import Teacher
 
 
@@ -31,6 +34,19 @@ class TeacherSource:
         self._storage_options = storage_options
         self._forgive_before = forgive_before
         self._ledger: Ledger | None = None
+        self._funds: Funds | None = None
+
+    def fund(self, funds: Funds) -> None:
+        """Bounds what teachers made from here may spend. Raises `ValueError` for a model without a price."""
+        if self.config.backend not in ("openai", "openai_batch"):
+            return  # nothing is paid by the token
+        price = price_of(self.config.identity, self.config.prices)
+        if price.cost(0, 0) is None:
+            raise ValueError(
+                f"a budget needs the price of {self.config.identity}, which no table has: name a table in "
+                "teacher.prices (0 where nothing is paid by the token)"
+            )
+        self._funds = funds
 
     @property
     def name(self) -> str:
@@ -72,10 +88,11 @@ class TeacherSource:
 
     def _billed(self, ledger: str) -> Teacher:
         """Imported here: the clients take seconds, which commands that ask nobody need not pay."""
+        purse = None if self._funds is None else Purse(self._funds)
         if self.config.backend == "openai":
             from stages.teachers.online import OnlineTeacher
 
-            return OnlineTeacher(self.config)
+            return OnlineTeacher(self.config, purse)
         if self.config.backend == "vllm":
             from stages.teachers.engine import EngineTeacher
 
@@ -83,4 +100,4 @@ class TeacherSource:
         from stages.teachers.batch import BatchTeacher
 
         jobs = JobFolder(f"{ledger.rstrip('/')}/jobs", self._storage_options)
-        return BatchTeacher(self.config, jobs, self._forgive_before)
+        return BatchTeacher(self.config, jobs, self._forgive_before, purse)
