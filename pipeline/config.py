@@ -15,6 +15,7 @@ from schemas.base import PathStr, Record
 from stages.chunk import ChunkConfig
 from stages.distill.config import CaptionsConfig
 from stages.ingest.base import SourceConfig
+from stages.ingest.recipes import recipes, with_recipe
 from stages.pack.config import PackConfig
 from stages.refine.config import RefineConfig
 from stages.score.groups import ScoreConfig
@@ -48,16 +49,17 @@ class EngineConfig(Record):
         return self
 
     def asked(self) -> dict[str, Asked]:
-        """What is asked of the sources that name tasks or languages of their own, in `sources` or in `captions`."""
+        """What is asked of the sources that name tasks, languages or hints of their own, in `sources` or `captions`."""
         wants: dict[str, Asked] = {}
         for source in self.sources:
             mine, general = source.captions, self.captions.sources.get(source.name)
             tasks = mine.tasks or (general.tasks if general else None)
             languages = mine.languages or (general.languages if general else None)
-            if tasks is not None or languages is not None:
+            if tasks is not None or languages is not None or mine.hints is not None:
                 wants[source.name] = Asked(
                     tasks=tuple(tasks) if tasks is not None else None,
                     languages=tuple(languages or self.captions.languages),
+                    hints=mine.hints,
                 )
         return wants
 
@@ -72,10 +74,25 @@ class EngineConfig(Record):
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> EngineConfig:
-    """A run configuration from its YAML file, paths resolved. Raises `ConfigError`."""
+    """A run configuration from its YAML file, paths resolved, recipes filled in. Raises `ConfigError`."""
     path = Path(path)
     config = load(path, EngineConfig, overrides)
-    return _with_paths(config, path.resolve().parent)
+    return _with_recipes(_with_paths(config, path.resolve().parent))
+
+
+def _with_recipes(config: EngineConfig) -> EngineConfig:
+    """What the configuration leaves open of a source as its format's recipe has it (`configs/sources.yaml`).
+
+    Tasks only where neither the source nor `captions` names any; a run's `config.yaml` then holds all of it.
+    """
+    table, captions = recipes(), config.captions
+    sources = []
+    for source in config.sources:
+        own = captions.sources.get(source.name)
+        named = "tasks" in captions.model_fields_set or (own is not None and own.tasks is not None)
+        recipe = table.get(source.format)
+        sources.append(source if recipe is None else with_recipe(source, recipe, tasks=not named))
+    return config.model_copy(update={"sources": tuple(sources)})
 
 
 def _with_paths(config: EngineConfig, base: Path) -> EngineConfig:

@@ -16,6 +16,7 @@ from schemas.arrow import arrow_schema, conform
 from schemas.base import Record
 from schemas.caption import NO_EVENT, Language, Task
 from schemas.keys import digest_columns
+from schemas.region import HintKind
 
 GEOMETRY = ("media_key", "kind", "frame_index", "time_s", "box", "points", "polygons", "mask", "track")
 MEDIA_COLUMNS = ("media_key", "width", "height", "num_frames", "fps", "duration_s", "orientation", "group_key")
@@ -30,10 +31,13 @@ VIDEO_TASKS: tuple[Task, ...] = ("video", "stream")
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked of one source: tasks (None: the run's own) and languages."""
+    """What is asked of one source: tasks (None: the run's own) and languages; of what kinds its hints are that the
+    teacher is told, in this order (None: all as they come).
+    """
 
     tasks: tuple[Task, ...] | None
     languages: tuple[Language, ...]
+    hints: tuple[HintKind, ...] | None = None
 
 
 def digest(frame: pl.DataFrame, columns: Iterable[str]) -> pl.Series:
@@ -93,7 +97,7 @@ def chunk_units(regions: pl.DataFrame, unit: type[Record]) -> pa.Table:
 def asked_of(
     regions: pl.DataFrame, asked: Mapping[str, Asked], default: Asked, task: Task, language: Language
 ) -> pl.DataFrame:
-    """The regions of which this task is asked in this language.
+    """The regions of which this task is asked in this language, with what the teacher is told of them.
 
     Images have no video tasks; videos have these only, unless their source names its tasks itself.
     """
@@ -107,7 +111,37 @@ def asked_of(
             if possible and task in of_kind and language in wants.languages:
                 rows.append({"source": source, "kind": kind})
     pairs = pl.DataFrame(rows, schema={"source": pl.String, "kind": pl.String})
-    return regions.join(pairs, on=["source", "kind"], how="semi")
+    wanted = regions.join(pairs, on=["source", "kind"], how="semi")
+    return told(wanted, {source: wants.hints for source, wants in asked.items() if wants.hints is not None})
+
+
+def told(regions: pl.DataFrame, kinds: Mapping[str, Sequence[HintKind]]) -> pl.DataFrame:
+    """Regions with the hints that the teacher is told: of their source's kinds, in this order, each once.
+
+    Without the kind `label` the region's own label is not told either. Sources that `kinds` does not name keep all.
+    """
+    ranks = [
+        {"source": source, "_kind": kind, "_rank": rank}
+        for source, listed in kinds.items()
+        for rank, kind in enumerate(listed)
+    ]
+    named = pl.col("source").is_in(list(kinds))
+    if not kinds or not regions.select(named.any()).item():
+        return regions
+    rows = regions.with_row_index("_row")
+    each = rows.filter(named).select("_row", "source", "hints").explode("hints").drop_nulls("hints")
+    each = each.with_columns(_kind=pl.col("hints").struct.field("kind"))
+    schema = {"source": pl.String, "_kind": pl.String, "_rank": pl.Int64}
+    kept = each.join(pl.DataFrame(ranks, schema=schema), on=["source", "_kind"])
+    kept = kept.unique(["_row", "hints"], keep="first", maintain_order=True).sort("_row", "_rank", maintain_order=True)
+    lists = kept.group_by("_row", maintain_order=True).agg(_hints=pl.col("hints"))
+    rows = rows.join(lists, on="_row", how="left", maintain_order="left")
+    silent = pl.col("source").is_in([source for source, listed in kinds.items() if "label" not in listed])
+    empty = pl.lit([], dtype=regions.schema["hints"])
+    return rows.with_columns(
+        hints=pl.when(named).then(pl.coalesce("_hints", empty)).otherwise("hints"),
+        label=pl.when(silent).then(None).otherwise("label"),
+    ).select(regions.columns)
 
 
 def caption_keys(frame: pl.DataFrame, task: Task, language: Language) -> pl.DataFrame:

@@ -8,6 +8,7 @@ upright pixels, clamping, keys) is done once for all formats in `stages.ingest.f
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from schemas.base import Record
 from schemas.caption import Language, Task
 from schemas.geometry import Point, Rle, TrackPoint
 from schemas.media import MediaKind
-from schemas.region import Hint
+from schemas.region import Hint, HintKind
 from stages.ingest.listing import MediaRoots
 from stages.media.probe import ListedMedia
 
@@ -34,12 +35,29 @@ class SourceError(ValueError):
 
 
 class SourceCaptions(BaseModel):
-    """What is asked of this source, in place of the run's `captions`."""
+    """What is asked of this source, in place of the run's `captions`.
+
+    `hints` are the kinds of hints that the teacher is told, in this order. Tasks and hints that are not given are those
+    of the format's recipe (`configs/sources.yaml`).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     tasks: tuple[Task, ...] | None = None
     languages: tuple[Language, ...] | None = None
+    hints: tuple[HintKind, ...] | None = None
+
+
+_REFER_DATASET = re.compile(r"ref(?:coco(?:g|\+)?|clef)(?![a-z+])", re.IGNORECASE)
+
+
+def _dataset(values: Mapping[str, Any]) -> str:
+    """What a source without a name is called by: its format; of the refer family the dataset that its paths name."""
+    name = str(values.get("format", ""))
+    paths = values.get("annotations")
+    refs = paths.get("refs") if isinstance(paths, Mapping) else paths
+    found = _REFER_DATASET.findall(str(refs)) if name == "refer" else []
+    return found[-1].lower() if found else name
 
 
 class SourceConfig(BaseModel):
@@ -48,7 +66,8 @@ class SourceConfig(BaseModel):
     `annotations` is a file or folder, or several by role where a format has more than one (see docs/sources.md);
     `media` is a folder, an archive (`.zip`, `.tar`) or several of these. All are paths or fsspec URLs. `coordinates`
     says of which raster the boxes are where a file carries an EXIF orientation: `stored`, `upright`, or `auto` (the
-    one whose size the annotations state, else upright). `options` are the format's own (docs/sources.md).
+    one whose size the annotations state, else upright). `options` are the format's own (docs/sources.md). `name` is by
+    default `<format>_<split>`, for `refer` `refcoco_<split>`, `refcoco+_...`, `refcocog_...` where the path says so.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,7 +87,7 @@ class SourceConfig(BaseModel):
     @classmethod
     def _named(cls, values: Any) -> Any:
         if isinstance(values, Mapping) and not values.get("name"):
-            return {**values, "name": f"{values.get('format', '')}_{values.get('split', 'train')}"}
+            return {**values, "name": f"{_dataset(values)}_{values.get('split', 'train')}"}
         return values
 
     @property

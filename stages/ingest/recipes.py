@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib.resources import files
 from typing import Literal
 
@@ -10,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from schemas.caption import Task
 from schemas.media import MediaKind
-from schemas.region import Hint, HintKind
+from schemas.region import HintKind
 from schemas.yaml import load_yaml
+from stages.ingest.base import SourceCaptions, SourceConfig
 
 
 class Recipe(BaseModel):
@@ -42,9 +42,13 @@ def recipes() -> dict[str, Recipe]:
     return TypeAdapter(dict[str, Recipe]).validate_python(load_yaml(text))
 
 
-def told(hints: Sequence[Hint], recipe: Recipe) -> list[Hint]:
-    """The hints that go to the teacher, in the recipe's order of kinds, each text once."""
-    ranked = sorted(
-        (hint for hint in hints if hint.kind in recipe.hints), key=lambda hint: recipe.hints.index(hint.kind)
+def with_recipe(source: SourceConfig, recipe: Recipe, tasks: bool = True) -> SourceConfig:
+    """The source with the hints, the licence and (where `tasks`) the tasks of its recipe, as far as it names none."""
+    own = source.captions
+    captions = SourceCaptions(
+        tasks=own.tasks if own.tasks is not None or not tasks else recipe.tasks or None,
+        languages=own.languages,
+        hints=recipe.hints if own.hints is None else own.hints,
     )
-    return list({(hint.kind, hint.language, hint.text): hint for hint in ranked}.values())
+    licence = recipe.licence if source.licence is None else source.licence
+    return source.model_copy(update={"captions": captions, "licence": licence})

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from schemas.region import Hint
-from stages.ingest.recipes import recipes, told
+from stages.ingest.base import SourceConfig
+from stages.ingest.recipes import recipes, with_recipe
 from stages.ingest.sources import formats
 
 
@@ -24,12 +24,15 @@ def test_tasks_fit_the_kind_of_media():
         assert set(recipe.tasks) <= video if recipe.kind == "video" else not video & set(recipe.tasks)
 
 
-def test_the_teacher_is_told_the_kinds_of_the_recipe_once_each():
-    hints = [
-        Hint(kind="attribute", language="en", text="red"),
-        Hint(kind="definition", language="en", text="a vessel"),
-        Hint(kind="label", language="en", text="cup"),
-        Hint(kind="label", language="en", text="cup"),
-    ]
-    assert [hint.text for hint in told(hints, recipes()["lvis"])] == ["cup", "a vessel"]
-    assert told(hints, recipes()["sav"]) == []
+def test_a_recipe_fills_in_what_a_source_leaves_open():
+    bare = SourceConfig(format="lvis", annotations="a.json")
+    recipe = recipes()["lvis"]
+    assert with_recipe(bare, recipe).captions.tasks == ("label", "explain")
+    assert with_recipe(bare, recipe).captions.hints == ("label", "definition")
+    assert with_recipe(bare, recipe).licence == "CC-BY-4.0"
+    assert with_recipe(bare, recipe, tasks=False).captions.tasks is None
+    own = SourceConfig(
+        format="lvis", annotations="a.json", licence="mine", captions={"tasks": ["brief"], "hints": ["label"]}
+    )
+    assert with_recipe(own, recipe) == own
+    assert with_recipe(SourceConfig(format="regions", annotations="a"), recipes()["regions"]).captions.tasks is None
