@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.console import Json, Overrides, one_line_errors, out, print_json
+from jobs.console import Json, Overrides, one_line_errors, only_json, out, print_json
 
 _IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
@@ -35,7 +35,8 @@ def train(
     from model.train_config import TrainConfig
     from pipeline.settings import load
 
-    result = run(load(Path(config), TrainConfig, set_))
+    with only_json(json):
+        result = run(load(Path(config), TrainConfig, set_))
     facts = {name: str(value) if isinstance(value, Path) else value for name, value in vars(result).items()}
     if json:
         print_json(facts)
@@ -48,24 +49,47 @@ def train(
 
 @one_line_errors
 def validate(
-    checkpoint: Annotated[str, typer.Argument(help="A checkpoint's folder, or a released PAM's Hugging Face id.")],
-    shards: Annotated[list[str], typer.Argument(help="Validation shards (.tar), or a pack's folder.")],
+    checkpoint: Annotated[
+        str,
+        typer.Argument(help="A checkpoint's folder, a released PAM's Hugging Face id, or a file of answers to score."),
+    ],
+    data: Annotated[
+        list[str] | None, typer.Argument(help="Validation shards (.tar) or a pack's folder; files of another format.")
+    ] = None,
+    kind: Annotated[str, typer.Option("--format", help="shards, annotations, pam_jsonl or pam_stream")] = "shards",
+    media: Annotated[
+        Path, typer.Option(help="The folder of the images or frames, for all formats but shards.")
+    ] = Path(),
+    task: Annotated[str | None, typer.Option(help="What is asked of `annotations`: label, brief or detailed.")] = None,
+    history: Annotated[str, typer.Option(help="What a stream's prompt says of before: reference or own")] = "reference",
+    published: Annotated[bool, typer.Option("--published", help="Score as PAM's streaming script does.")] = False,
+    judge: Annotated[Path | None, typer.Option(help="A YAML of a teacher that judges too (see the guide).")] = None,
     to: Annotated[Path | None, typer.Option("--out", help="Where to write answers and reports.")] = None,
     sam: Annotated[str | None, typer.Option(help="The SAM 2 checkpoint; `nano` for the small one.")] = None,
     limit: Annotated[int | None, typer.Option(help="At most this many captions a task and language.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="The longest answer.")] = 128,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     json: Json = False,
 ) -> None:
-    """Ask a checkpoint for the captions of held-out shards and score its answers."""
-    from model.evaluate import EvalConfig
+    """Ask a checkpoint for the captions of held-out references and score its answers."""
+    from model.evaluate import EvalConfig, References, Scoring
     from model.evaluate import validate as run
-    from model.render import as_markdown
+    from model.judges import JudgeConfig
+    from model.render import as_terminal
+    from pipeline.settings import load, parse
 
-    report = run(checkpoint, shards, sam=sam, config=EvalConfig(limit=limit), device=device, output=to)
+    asked = parse({"data": data or [], "kind": kind, "media": media, "task": task}, References, "validate")
+    config = parse({"limit": limit, "history": history}, EvalConfig, "validate")
+    scoring = Scoring(published=published, judge=load(judge, JudgeConfig) if judge else None)
+    options: dict[str, Any] = {"sam": sam, "device": device, "output": to, "max_new_tokens": max_tokens}
+    with only_json(json):
+        report = run(checkpoint, asked, config=config, scoring=scoring, **options)
     if json:
         print_json(report.model_dump(mode="json"))
-    else:
-        out.print(as_markdown([report]), markup=False, highlight=False)
+        return
+    out.print(as_terminal([report]), highlight=False)
+    if to is not None:
+        out.print(f"report: {to / 'report.html'}", markup=False, highlight=False)
 
 
 @one_line_errors

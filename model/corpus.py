@@ -22,6 +22,7 @@ from schemas.base import Box
 from schemas.caption import Language, Task
 from schemas.geometry import FrameMask, Point, Rle
 from schemas.sample import Sample, SampleCaption, SampleRegion
+from stages import masks
 from stages.media.images import decode_image
 
 CLIP_TASKS = ("video", "stream")
@@ -37,7 +38,8 @@ class Example:
 
     `key` names target and frames (not the task), so that tasks of one region share SAM 2's features. `read(indices)`
     gives RGB uint8 frames (H, W, 3) by their number among the `count` listed ones. `question` is a user turn given by
-    the data itself (PAM-native files).
+    the data itself (PAM-native files). For validation: `others` are further references, `truth` the target's mask on
+    each listed frame of a clip (empty where the target is absent, None where unknown).
     """
 
     key: str
@@ -54,6 +56,8 @@ class Example:
     history: str | None = None
     label: str | None = None
     question: str | None = None
+    others: tuple[str, ...] = ()
+    truth: tuple[Rle | None, ...] = ()
 
 
 class Corpus(Protocol):
@@ -117,6 +121,7 @@ class ShardCorpus:
         self._options, self._clip_frames = options or {}, clip_frames
         self._shards = [shard for source in sources for shard in find_shards(source, options)]
         self._open: tuple[int, Any] | None = None
+        self._last: tuple[str, Sample] | None = None
         self.skipped = 0
         stored: dict[str, _Stored] = {}
         records: list[tuple[str, bytes]] = []
@@ -163,7 +168,9 @@ class ShardCorpus:
         """The caption of row `number`, its record read again from the shard."""
         row = self.index.row(number, named=True)
         stored = self._samples[row["media"]]
-        sample = _parse(row["media"], self._bytes(_given(stored.record)))
+        if self._last is None or self._last[0] != row["media"]:  # captions of one media follow each other
+            self._last = row["media"], _parse(row["media"], self._bytes(_given(stored.record)))
+        sample = self._last[1]
         region = sample.regions[row["region_at"]]
         caption = region.captions[row["caption_at"]]
         listed = _given(_frames_of(sample, region, caption, self._clip_frames))
@@ -190,10 +197,11 @@ class ShardCorpus:
             text=caption.text,
             history=caption.history,
             label=region.label or caption.label,
+            truth=_truth(region, listed, sample) if row["video"] else (),
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": None}  # a file handle stays in the process that opened it
+        return self.__dict__ | {"_open": None, "_last": None}  # a file handle stays in the process that opened it
 
     def _bytes(self, member: _Member) -> bytes:
         if self._open is None or self._open[0] != member.shard:
@@ -253,6 +261,15 @@ def _shown(region: SampleRegion, first: tuple[int, int], sample: Sample) -> Fram
     if found is not None and (found.box or found.mask):
         return found
     return FrameMask(frame_index=first[0], time_s=0.0, visible=True, box=region.box, mask=region.mask)
+
+
+def _truth(region: SampleRegion, listed: list[tuple[int, int]], sample: Sample) -> tuple[Rle | None, ...]:
+    """The target's mask on each listed frame; an empty one where it is absent, None where nobody knows."""
+    known = {f.frame_index: f for f in region.frames}
+    height, width = sample.media.height, sample.media.width
+    nothing = masks.encode(np.zeros((height, width), bool))
+    found = [known.get(frame) for frame, _ in listed]
+    return tuple(None if f is None else f.mask if f.visible else nothing for f in found)
 
 
 def _given(value: Any) -> Any:

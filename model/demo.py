@@ -72,7 +72,7 @@ def train_and_validate(
     for name, result in (("learned", training), ("shuffled captions", control_training)):
         pam, tokenizer = checkpoint.load(result.checkpoint)
         answering = PAM(pam, eye, tokenizer, GenerationConfig(max_new_tokens=_TOKENS))
-        answers = predict(answering, held, EvalConfig(limit=limit, batch=24, clip_frames=config.data.clip_frames))
+        answers = predict(answering, held, EvalConfig(limit=limit, batch=24))
         report = score(answers, name)
         write_answers(result.checkpoint.parent / "answers.jsonl", answers)
         write_report(result.checkpoint.parent, report)

@@ -1,4 +1,4 @@
-"""Validation: a PAM's answers on held-out shards, scored, in a table and with examples.
+"""Validation: a PAM's answers on held-out references, scored, in a table and with examples.
 
 Predicting and scoring are two functions, so that answers made on a GPU machine can be scored elsewhere.
 """
@@ -6,38 +6,33 @@ Predicting and scoring are two functions, so that answers made on a GPU machine 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
+from pydantic import Field
 
 from model import metrics
-from model.augment import NO_AUGMENTATION, AugmentConfig, ask, draw_prompt
-from model.corpus import Corpus, ShardCorpus
-from model.features import Sight, look
+from model.answers import Answer, read_answers, write_answers
+from model.corpus import Corpus, CorpusError, ShardCorpus
+from model.eval_files import AnnotationCorpus
 from model.generate import GenerationConfig
 from model.inference import PAM
-from model.vision import squares
+from model.jsonl import JsonlCorpus
+from model.judges import JudgeConfig, Judged, JudgeError, run_judges
+from model.pam_stream import StreamCorpus, read_stream_answers
+from model.predict import EvalConfig, predict
 from schemas.base import Record
 from schemas.caption import Language, Task
-from stages import masks
 
+__all__ = [
+    "Answer", "EvalConfig", "References", "Report", "Scoring", "TaskScores", "evaluate", "predict", "read_answers",
+    "score", "validate", "write_answers", "write_report",
+]  # fmt: skip
+
+Format = Literal["shards", "annotations", "pam_jsonl", "pam_stream"]
 _EXAMPLES = 4
-
-
-class Answer(Record):
-    """One generated caption beside its reference. `mask_iou` is of SAM's mask with the record's, where it has one."""
-
-    row: int
-    media: str
-    task: Task
-    language: Language
-    source: str
-    label: str
-    wanted: str
-    predicted: str
-    mask_iou: float | None = None
+_MASKS = ("mask_iou", "mask_j", "mask_f")
 
 
 class TaskScores(Record):
@@ -64,166 +59,161 @@ class Report(Record):
         return self.overall.get(score)
 
 
-class EvalConfig(Record):
-    """What is asked: at most `limit` captions a task and language, spread over the corpus; empty lists mean all.
+class References(Record):
+    """What is validated on: files or shards of a format, their pictures below `media`.
 
-    `prompt` is how targets are marked: by the box, or as the augmentation draws them with `seed`.
+    `shards`: our packs. `annotations`: COCO-style files and those of RefCOCOg, Visual Genome, LVIS and PACO
+    (`model.eval_files`), asked as `task`. `pam_jsonl`: PAM's training records. `pam_stream`: PAM's streaming
+    evaluation (`model.pam_stream`).
     """
 
-    tasks: list[Task] = []
-    languages: list[Language] = []
-    limit: int | None = None
-    batch: int = 32
-    clip_frames: int = 32
-    prompt: AugmentConfig = NO_AUGMENTATION
-    seed: int = 0
+    data: list[str]
+    kind: Format = "shards"
+    media: Path = Path()
+    task: Task | None = None
+    clip_frames: int = Field(default=32, ge=1)
+    storage_options: dict[str, Any] = {}
+
+    def open(self) -> Corpus:
+        """The references as a corpus. Raises CorpusError."""
+        if not self.data:
+            raise CorpusError("name the references to validate on: shards, or files of another format")
+        files = [Path(name) for name in self.data]
+        match self.kind:
+            case "shards":
+                return ShardCorpus(self.data, self.storage_options, self.clip_frames)
+            case "annotations":
+                return AnnotationCorpus(files, self.media, self.task)
+            case "pam_jsonl":
+                return JsonlCorpus(files, self.media)
+            case "pam_stream":
+                return StreamCorpus(files, self.media)
 
 
-def predict(pam: PAM, corpus: Corpus, config: EvalConfig) -> list[Answer]:
-    """Greedy answers for the corpus's captions, images and clips in batches of one kind.
+class Scoring(Record):
+    """How answers are scored. `similarity` off leaves MiniLM out; `judge` asks a language model too.
 
-    Stream events are asked with the reference's history, so that each event is judged on its own.
+    `published` is the behaviour of PAM's streaming script: the caption scorers get the texts as they are, without a
+    tokenizer, and G-STDC takes all videos for one.
     """
-    index = corpus.index
-    answers: dict[int, Answer] = {}
-    rows = _chosen(corpus, config)
-    for video in (False, True):
-        # alike lengths side by side: a batch runs until its longest answer ends
-        some = sorted((r for r in rows if bool(index["video"][r]) == video), key=lambda r: index["length"][r])
-        for start in range(0, len(some), config.batch):
-            for answer in _answer(pam, corpus, some[start : start + config.batch], video, config):
-                answers[answer.row] = answer
-    return [answers[row] for row in sorted(answers)]
+
+    similarity: bool = True
+    published: bool = False
+    judge: JudgeConfig | None = None
 
 
-def _chosen(corpus: Corpus, config: EvalConfig) -> list[int]:
-    index = corpus.index.with_row_index("row")
-    rows: list[int] = []
-    for (task, language), group in index.group_by(["task", "language"], maintain_order=True):
-        if (config.tasks and task not in config.tasks) or (config.languages and language not in config.languages):
-            continue
-        found = group["row"].to_list()
-        count = min(config.limit or len(found), len(found))
-        rows += [found[at * len(found) // count] for at in range(count)]
-    return rows
+def score(answers: Sequence[Answer], name: str = "pam", similarity: bool = True, published: bool = False) -> Report:
+    """Scores answers by task and language, and over all of them (captions weighted equally); asks no judge.
 
-
-def _answer(pam: PAM, corpus: Corpus, rows: Sequence[int], video: bool, config: EvalConfig) -> list[Answer]:
-    examples = [corpus.load(row) for row in rows]
-    sights, users = [], []
-    for row, example in zip(rows, examples, strict=True):
-        rng = np.random.default_rng([config.seed, row])
-        frames = squares(example.read(range(example.count)), pam.sam.image_size)
-        sights.append(Sight(frames, example.size, draw_prompt(example, config.prompt, rng), None))
-        users.append(ask(example, config.prompt, rng))
-    shown = look(pam.sam, sights, video, pam.pam.config.video_frames)
-    texts = pam.answer(video, shown.embed, shown.tokens, users)
-    found = [None] * len(rows) if video else _mask_ious(pam, sights, examples)
-    index = corpus.index
-    return [
-        Answer(
-            row=row,
-            media=index["media"][row],
-            task=example.task,
-            language=example.language,
-            source=index["source"][row],
-            label=index["label"][row],
-            wanted=example.text,
-            predicted=text,
-            mask_iou=iou,
-        )
-        for row, example, text, iou in zip(rows, examples, texts, found, strict=True)
-    ]
-
-
-def _mask_ious(pam: PAM, sights: Sequence[Sight], examples: Sequence[Any]) -> list[float | None]:
-    frames = np.concatenate([s.frames for s in sights if s.frames is not None])
-    features = pam.sam.encode(pam.sam.normalise(frames))
-    sizes = [s.size for s in sights]
-    taps = pam.sam.prompt(features, range(len(sights)), [s.prompt for s in sights], sizes)
-    made = pam.sam.full_masks(taps, sizes)
-    return [
-        masks.iou(mask, masks.decode(e.mask)) if e.mask is not None else None
-        for mask, e in zip(made, examples, strict=True)
-    ]
-
-
-def score(answers: Sequence[Answer], name: str = "pam", similarity: bool = True) -> Report:
-    """Scores answers by task and language, and over all of them (captions weighted equally)."""
+    Answers without a reference are left to the judges.
+    """
     groups: dict[tuple[Task, Language], list[Answer]] = {}
     for answer in answers:
-        groups.setdefault((answer.task, answer.language), []).append(answer)
+        if answer.references:
+            groups.setdefault((answer.task, answer.language), []).append(answer)
     tables, notices = [], []
     total: dict[str, list[float | None]] = {}
+    by = metrics.semantic_similarity if similarity else None
     for (task, language), some in sorted(groups.items()):
-        by = metrics.semantic_similarity if similarity else None
-        found = metrics.score_task(task, language, [a.predicted for a in some], [a.wanted for a in some], by)
-        values = dict(found.values)
-        ious = metrics.mean([a.mask_iou for a in some])
-        if ious is not None:
-            values["mask_iou"] = ious
-            total.setdefault("mask_iou", []).extend(a.mask_iou for a in some)
-        for key, each in found.each.items():
+        predicted, wanted = [a.predicted for a in some], [a.references for a in some]
+        found = metrics.score_task(task, language, predicted, wanted, by, published)
+        values = dict(found.values) | _mask_means(some)
+        for key, each in [*found.each.items(), *((key, [getattr(a, key) for a in some]) for key in _MASKS)]:
             total.setdefault(key, []).extend(each)
         tables.append(TaskScores(task=task, language=language, count=len(some), scores=values))
         notices += [notice for notice in found.notices if notice not in notices]
     if not similarity:
         notices.append("semantic similarity was not computed")
+    if published:
+        notices.append("published behaviour: the caption scorers got raw texts, without a tokenizer")
     overall = {key: value for key, values in total.items() if (value := metrics.mean(values)) is not None}
-    ranked = sorted(answers, key=lambda a: metrics.semantic_iou(a.predicted, a.wanted))
+    known = [answer for some in groups.values() for answer in some]
+    ranked = sorted(known, key=lambda a: max(metrics.semantic_iou(a.predicted, text) for text in a.references))
     return Report(
         name=name,
         tasks=tables,
-        overall=overall,
+        overall=_with_j_and_f(overall),
         notices=notices,
         best=ranked[::-1][:_EXAMPLES],
         worst=ranked[:_EXAMPLES],
     )
 
 
-def validate(
-    checkpoint: str | Path,
-    shards: Sequence[str],
-    *,
-    sam: str | None = None,
-    config: EvalConfig | None = None,
-    device: str = "auto",
-    output: Path | None = None,
-    similarity: bool = True,
-    storage_options: dict[str, Any] | None = None,
-    max_new_tokens: int = 128,
-) -> Report:
-    """Validates a checkpoint on shards; with `output` writes answers.jsonl, report.json, report.md and report.html.
+def _mask_means(answers: Sequence[Answer]) -> dict[str, float]:
+    means = {key: metrics.mean([getattr(a, key) for a in answers]) for key in _MASKS}
+    return _with_j_and_f({key: value for key, value in means.items() if value is not None})
 
-    Raises CheckpointError and CorpusError.
+
+def _with_j_and_f(values: dict[str, float]) -> dict[str, float]:
+    if "mask_j" not in values:
+        return values
+    return values | {"j_and_f": (values["mask_j"] + values["mask_f"]) / 2}
+
+
+def evaluate(
+    answers: Sequence[Answer],
+    name: str,
+    scoring: Scoring | None = None,
+    output: Path | None = None,
+    corpus: Corpus | None = None,
+) -> Report:
+    """Scores answers, asks the judge where one is given, and writes everything below `output`.
+
+    Judges need `output`: what they say costs money and is kept there (`judge/`, `verdicts.jsonl`). With the `corpus`
+    the HTML page shows the examples' pictures. Raises JudgeError.
     """
-    config = config or EvalConfig()
-    pam = PAM.from_pretrained(checkpoint, sam, device, generation=GenerationConfig(max_new_tokens=max_new_tokens))
-    corpus = ShardCorpus(shards, storage_options, config.clip_frames)
-    answers = predict(pam, corpus, config)
-    report = score(answers, str(checkpoint), similarity)
+    scoring = scoring or Scoring()
+    if scoring.judge is not None and output is None:
+        raise JudgeError("a judge's replies cost money and have to be kept: name a folder for the output")
+    report = score(answers, name, scoring.similarity, scoring.published)
+    if scoring.judge is not None and output is not None:
+        judged = run_judges(scoring.judge, answers, output / "judge", scoring.published)
+        report = _with_judged(report, judged, output)
     if output is not None:
         write_answers(output / "answers.jsonl", answers)
-        write_report(output, report)
+        write_report(output, report, corpus)
     return report
 
 
-def write_answers(path: Path, answers: Iterable[Answer]) -> None:
-    """One answer a line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(a.model_dump_json() + "\n" for a in answers), encoding="utf-8")
+def _with_judged(report: Report, judged: Judged, output: Path) -> Report:
+    lines = "".join(json.dumps(verdict, ensure_ascii=False) + "\n" for verdict in judged.details)
+    (output / "verdicts.jsonl").write_text(lines, encoding="utf-8")
+    update = {"overall": report.overall | judged.values, "notices": report.notices + judged.notices}
+    return report.model_copy(update=update)
 
 
-def read_answers(path: Path) -> list[Answer]:
-    """The inverse of `write_answers`."""
-    return [Answer.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+def validate(
+    checkpoint: str | Path,
+    references: References | None = None,
+    *,
+    config: EvalConfig | None = None,
+    scoring: Scoring | None = None,
+    sam: str | None = None,
+    device: str = "auto",
+    output: Path | None = None,
+    max_new_tokens: int = 128,
+) -> Report:
+    """Validates a checkpoint on references; writes answers.jsonl, report.json, report.md and report.html to `output`.
+
+    In place of a checkpoint, a file of answers is scored: an `answers.jsonl` of an earlier validation, or the output
+    of PAM's streaming script where `references` say `pam_stream`. Raises CheckpointError, CorpusError and JudgeError.
+    """
+    own = Path(checkpoint)
+    if own.is_file():
+        streamed = references is not None and references.kind == "pam_stream"
+        return evaluate(read_stream_answers(own) if streamed else read_answers(own), own.name, scoring, output)
+    corpus = (references or References(data=[])).open()
+    pam = PAM.from_pretrained(checkpoint, sam, device, generation=GenerationConfig(max_new_tokens=max_new_tokens))
+    answers = predict(pam, corpus, config or EvalConfig())
+    return evaluate(answers, str(checkpoint), scoring, output, corpus)
 
 
-def write_report(folder: Path, report: Report) -> None:
-    """The report as JSON, Markdown and HTML."""
-    from model.render import as_html, as_markdown
+def write_report(folder: Path, report: Report, corpus: Corpus | None = None) -> None:
+    """The report as JSON, Markdown and HTML; with the corpus the page shows the examples' pictures."""
+    from model.render import as_html, as_markdown, pictures_of
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(json.dumps(report.model_dump(), indent=2, ensure_ascii=False) + "\n")
     (folder / "report.md").write_text(as_markdown([report]), encoding="utf-8")
-    (folder / "report.html").write_text(as_html([report]), encoding="utf-8")
+    pictures = pictures_of(corpus, [*report.best, *report.worst]) if corpus is not None else {}
+    (folder / "report.html").write_text(as_html([report], pictures), encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.vision import Features, FrozenSam, Prompt, shown_frames
+from model.vision import Features, FrozenSam, Prompt, Taps, shown_frames
 from schemas.keys import digest_value
 
 _CHUNK = 256
@@ -40,38 +40,38 @@ class Sight:
 
 
 class FeatureCache:
-    """Taps by key, in float16: in memory, or as one safetensors file each below `folder`.
+    """Taps by key, in float16: held in memory on `device`, or as one safetensors file each below `folder`.
 
     A full-size image takes 2.1 MB, a clip of 16 frames 34 MB; the nano's 33 kB and 0.5 MB.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | None = None, device: torch.device | str = "cpu") -> None:
+        self.folder, self.device = folder, torch.device(device)
         self._held: dict[str, Shown] = {}
 
     def __contains__(self, key: str) -> bool:
         return key in self._held or (self.folder is not None and self._file(key).is_file())
 
     def get(self, key: str) -> Shown:
-        """The taps in float32. Raises KeyError."""
+        """The taps in float16. Raises KeyError."""
         if key in self._held:
-            half = self._held[key]
-            return Shown(half.embed.float(), half.tokens.float())
+            return self._held[key]
         if self.folder is None or not self._file(key).is_file():
             raise KeyError(key)
         stored = load_file(str(self._file(key)))
-        return Shown(stored["embed"].float(), stored["tokens"].float())
+        return Shown(stored["embed"], stored["tokens"])
 
     def put(self, key: str, shown: Shown) -> None:
         """Keeps taps; a file appears whole or not at all."""
-        half = Shown(shown.embed.half().cpu().contiguous(), shown.tokens.half().cpu().contiguous())
+        # a copy of its own: a view would keep the whole batch alive
+        half = Shown(*(t.to(self.device, torch.float16, copy=True) for t in (shown.embed, shown.tokens)))
         if self.folder is None:
             self._held[key] = half
             return
         file = self._file(key)
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(f".{id(shown)}.partial")
-        save_file({"embed": half.embed, "tokens": half.tokens}, str(partial))
+        save_file({"embed": half.embed.contiguous(), "tokens": half.tokens.contiguous()}, str(partial))
         partial.replace(file)
 
     def _file(self, key: str) -> Path:
@@ -79,11 +79,23 @@ class FeatureCache:
         return Path(self.folder or ".") / name[:2] / f"{name}.safetensors"
 
 
-def look(sam: FrozenSam, sights: Sequence[Sight], video: bool, frames: int, cache: FeatureCache | None = None) -> Shown:
+Seen = Callable[[Sequence[int], int, Taps], None]
+"""Told of every frame that is tracked: which examples, the frame's number, their taps."""
+
+
+def look(
+    sam: FrozenSam,
+    sights: Sequence[Sight],
+    video: bool,
+    frames: int,
+    cache: FeatureCache | None = None,
+    seen: Seen | None = None,
+) -> Shown:
     """The taps of B examples of one kind: embed (B, F, C, h, w), tokens (B, F, 2, C) on SAM 2's device.
 
     `frames` of a clip are shown (F = 1 for images). What the cache has is not computed; what it lacks is added. With a
     cache the result is rounded as the cache rounds, on the first visit too, so that every epoch sees the same numbers.
+    `seen` is told of all frames of what is computed, the shown and the others.
     """
     found: dict[int, Shown] = {}
     missing = []
@@ -92,9 +104,9 @@ def look(sam: FrozenSam, sights: Sequence[Sight], video: bool, frames: int, cach
             found[at] = cache.get(sight.cache_key)
         else:
             missing.append(at)
-    computed = (
-        _clips(sam, [sights[at] for at in missing], frames) if video else _images(sam, [sights[i] for i in missing])
-    )
+    looking = [sights[at] for at in missing]
+    told = _renumbered(seen, missing)
+    computed = _clips(sam, looking, frames, told) if video else _images(sam, looking, told)
     for at, shown in zip(missing, computed, strict=True):
         key = sights[at].cache_key
         if cache is not None and key is not None:
@@ -102,20 +114,34 @@ def look(sam: FrozenSam, sights: Sequence[Sight], video: bool, frames: int, cach
             shown = cache.get(key)
         found[at] = shown
     parts = [found[at] for at in range(len(sights))]
-    return Shown(
-        torch.stack([p.embed.to(sam.device) for p in parts]), torch.stack([p.tokens.to(sam.device) for p in parts])
-    )
+    return Shown(*(_stacked([getattr(p, name) for p in parts], sam.device) for name in ("embed", "tokens")))
 
 
-def _images(sam: FrozenSam, sights: Sequence[Sight]) -> list[Shown]:
+def _stacked(parts: list[Tensor], device: torch.device) -> Tensor:
+    """One tensor in float32 on `device`; parts of one kind travel and grow together, not one by one."""
+    if len({(p.dtype, p.device) for p in parts}) > 1:
+        parts = [p.to(device).float() for p in parts]
+    return torch.stack(parts).to(device).float()
+
+
+def _renumbered(seen: Seen | None, numbers: Sequence[int]) -> Seen | None:
+    """The same listener for a part of the examples, which bear these numbers."""
+    if seen is None:
+        return None
+    return lambda which, frame, taps: seen([numbers[at] for at in which], frame, taps)
+
+
+def _images(sam: FrozenSam, sights: Sequence[Sight], seen: Seen | None = None) -> list[Shown]:
     if not sights:
         return []
     features = _encode(sam, np.concatenate([_pixels(s) for s in sights]))
     taps = sam.prompt(features, range(len(sights)), [s.prompt for s in sights], [s.size for s in sights])
+    if seen is not None:
+        seen(range(len(sights)), 0, taps)
     return [Shown(taps.embed[at : at + 1], taps.tokens[at : at + 1]) for at in range(len(sights))]
 
 
-def _clips(sam: FrozenSam, sights: Sequence[Sight], frames: int) -> list[Shown]:
+def _clips(sam: FrozenSam, sights: Sequence[Sight], frames: int, seen: Seen | None = None) -> list[Shown]:
     """Clips whose prompts are alike are tracked side by side."""
     groups: dict[tuple[bool, int, tuple[int, int] | None], list[int]] = {}
     for at, sight in enumerate(sights):
@@ -124,12 +150,13 @@ def _clips(sam: FrozenSam, sights: Sequence[Sight], frames: int) -> list[Shown]:
         groups.setdefault((sight.prompt.box is not None, len(sight.prompt.points), shape), []).append(at)
     out: dict[int, Shown] = {}
     for members in groups.values():
-        for at, shown in zip(members, _side_by_side(sam, [sights[at] for at in members], frames), strict=True):
+        told = _renumbered(seen, members)
+        for at, shown in zip(members, _side_by_side(sam, [sights[at] for at in members], frames, told), strict=True):
             out[at] = shown
     return [out[at] for at in range(len(sights))]
 
 
-def _side_by_side(sam: FrozenSam, sights: Sequence[Sight], frames: int) -> list[Shown]:
+def _side_by_side(sam: FrozenSam, sights: Sequence[Sight], frames: int, seen: Seen | None = None) -> list[Shown]:
     """Shorter clips stand still at their end while longer ones run on: what was seen before does not change by it."""
     counts = [len(_pixels(s)) for s in sights]
     wanted = [shown_frames(count, frames) for count in counts]
@@ -138,6 +165,9 @@ def _side_by_side(sam: FrozenSam, sights: Sequence[Sight], frames: int) -> list[
     for at in range(max(counts)):
         pixels = np.stack([_pixels(s)[min(at, count - 1)] for s, count in zip(sights, counts, strict=True)])
         taps = tracker.step(_encode(sam, pixels))
+        if seen is not None:
+            here = [which for which, count in enumerate(counts) if at < count]
+            seen(here, at, taps[here])
         for which, needed in enumerate(wanted):
             if at in needed:
                 kept[which][at] = taps.embed[which], taps.tokens[which]

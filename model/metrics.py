@@ -2,12 +2,13 @@
 
 - Semantic similarity: cosine of all-MiniLM-L6-v2 sentence embeddings after lower-casing and turning `_ : , . ( )` into
   spaces; mean. Semantic IoU: Jaccard index of the word sets of the same strings; mean (both as in VideoRefer's
-  LVIS/PACO evaluation).
+  LVIS/PACO evaluation). Of several references the best counts.
 - BLEU@4, METEOR, ROUGE-L, CIDEr: pycocoevalcap on text from its PTB tokenizer. That tokenizer and METEOR are Java
   programs; where there is no Java the others run on a plain tokenizer (lower case, runs of letters and digits, each
   Chinese character a word of its own) and METEOR is left out. Chinese goes through the plain tokenizer always.
 - Word scores: the share of captions whose set of words of one lexicon (colours, places, motions) is that of the
-  reference, among references that have any. Label accuracy: equality of the two labels after the same cleaning.
+  first reference, among references that have any. Label accuracy: equality with a reference after the same cleaning.
+- Masks: IoU; DAVIS's J and F (`stages.masks`), whose mean is J&F.
 """
 
 from __future__ import annotations
@@ -77,12 +78,16 @@ def _embedder() -> Any:
     return SentenceTransformer(str(get_model_path()), device="cpu")
 
 
-def semantic_similarity(predicted: Sequence[str], wanted: Sequence[str]) -> list[float]:
-    """Cosine of the MiniLM embeddings of each pair. Raises ImportError without the `train` extra."""
-    texts = [clean(t) for t in (*predicted, *wanted)]
+def semantic_similarity(predicted: Sequence[str], wanted: Sequence[Sequence[str]]) -> list[float]:
+    """Cosine of the MiniLM embeddings of each text with the nearest of its references.
+
+    Raises ImportError without the `train` extra.
+    """
+    texts = sorted({clean(t) for group in ([*predicted], *wanted) for t in group})
     vectors = _embedder().encode(texts, normalize_embeddings=True, show_progress_bar=False)
-    half = len(predicted)
-    return np.einsum("id,id->i", vectors[:half], vectors[half:]).astype(float).tolist()
+    at = {text: vectors[number] for number, text in enumerate(texts)}
+    pairs = zip(predicted, wanted, strict=True)
+    return [max(float(at[clean(text)] @ at[clean(other)]) for other in others) for text, others in pairs]
 
 
 def has_java() -> bool:
@@ -182,19 +187,25 @@ def score_task(
     task: str,
     language: Language,
     predicted: Sequence[str],
-    wanted: Sequence[str],
-    similarity: Callable[[Sequence[str], Sequence[str]], list[float]] | None = semantic_similarity,
+    wanted: Sequence[Sequence[str]],
+    similarity: Callable[[Sequence[str], Sequence[Sequence[str]]], list[float]] | None = semantic_similarity,
+    raw: bool = False,
 ) -> Scores:
-    """All scores of one task in one language. `similarity` None leaves MiniLM out (it reads English)."""
-    out = caption_scores(predicted, [[text] for text in wanted])
+    """All scores of one task in one language, with one or more references each.
+
+    `similarity` None leaves MiniLM out (it reads English); `raw` as in `caption_scores`.
+    """
+    out = caption_scores(predicted, wanted, raw)
     each: dict[str, list[Any]] = dict(out.each)
-    each["semantic_iou"] = [semantic_iou(a, b) for a, b in zip(predicted, wanted, strict=True)]
+    pairs = list(zip(predicted, wanted, strict=True))
+    each["semantic_iou"] = [max(semantic_iou(text, other) for other in others) for text, others in pairs]
     if similarity is not None and language == "en":
         each["semantic_similarity"] = similarity(predicted, wanted)
     if task == "label":
-        each["label_accuracy"] = [float(clean(a) == clean(b)) for a, b in zip(predicted, wanted, strict=True)]
+        each["label_accuracy"] = [float(clean(text) in map(clean, others)) for text, others in pairs]
+    first = [others[0] for others in wanted]
     for name in ("colour", "motion") if task in ("video", "stream") else ("colour", "position"):
         lexicon = LEXICONS[name]
-        each[f"{name}_words"] = word_hits(predicted, wanted, lexicon[language], language)
+        each[f"{name}_words"] = word_hits(predicted, first, lexicon[language], language)
     values = {name: value for name, found in each.items() if (value := mean(found)) is not None}
     return Scores(values | out.values, {k: v for k, v in each.items() if k in values}, out.notices)

@@ -1,0 +1,165 @@
+"""A PAM's answers for a corpus of references: what validation scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from model.answers import Answer
+from model.augment import NO_AUGMENTATION, AugmentConfig, ask, draw_prompt
+from model.corpus import Corpus, Example
+from model.features import Sight, look
+from model.inference import PAM
+from model.vision import FrozenSam, Taps, squares
+from schemas.base import Record
+from schemas.caption import Language, Task
+from schemas.geometry import Rle
+from stages import masks
+
+
+class EvalConfig(Record):
+    """What is asked: at most `limit` captions a task and language, spread over the corpus; empty lists mean all.
+
+    `prompt` is how targets are marked: by the box, or as the augmentation draws them with `seed`. `history` is what
+    the prompt of a stream's event says of the event before: the `reference` (each event is judged on its own), or the
+    model's `own` answer, as in use and as PAM's streaming evaluation runs it.
+    """
+
+    tasks: list[Task] = []
+    languages: list[Language] = []
+    limit: int | None = Field(default=None, ge=1)
+    batch: int = Field(default=32, ge=1)
+    prompt: AugmentConfig = NO_AUGMENTATION
+    history: Literal["reference", "own"] = "reference"
+    seed: int = 0
+
+
+def predict(pam: PAM, corpus: Corpus, config: EvalConfig) -> list[Answer]:
+    """Greedy answers for the corpus's captions, images and clips in batches of one kind. Raises CorpusError."""
+    index = corpus.index
+    said: dict[int, Answer] = {}
+    for video, rows in _waves(corpus, config):
+        # alike lengths side by side: a batch runs until its longest answer ends
+        some = sorted(rows, key=lambda row: index["length"][row])
+        for start in range(0, len(some), config.batch):
+            said |= _answer(pam, corpus, some[start : start + config.batch], video, config, said)
+    return [said[row] for row in sorted(said)]
+
+
+def _waves(corpus: Corpus, config: EvalConfig) -> Iterator[tuple[bool, list[int]]]:
+    """Rows that can be asked together: with its own history, an event waits for the one before."""
+    rows, index = _chosen(corpus, config), corpus.index
+    yield False, [row for row in rows if not index["video"][row]]
+    before = _before(corpus, config)
+    waves: dict[int, list[int]] = {}
+    depth: dict[int, int] = {}
+    for row in sorted(row for row in rows if index["video"][row]):
+        depth[row] = depth.get(before.get(row, -1), -1) + 1
+        waves.setdefault(depth[row], []).append(row)
+    for number in sorted(waves):
+        yield True, waves[number]
+
+
+def _before(corpus: Corpus, config: EvalConfig) -> dict[int, int]:
+    """The row of the event before, for events whose history is the model's own answer."""
+    if config.history == "reference":
+        return {}
+    found: dict[int, int] = {}
+    last: dict[tuple[str, str], int] = {}
+    index = corpus.index
+    for row, (task, region, language) in enumerate(zip(index["task"], index["region"], index["language"], strict=True)):
+        if task == "stream":
+            if (region, language) in last:
+                found[row] = last[region, language]
+            last[region, language] = row
+    return found
+
+
+def _chosen(corpus: Corpus, config: EvalConfig) -> list[int]:
+    index = corpus.index.with_row_index("row")
+    rows: list[int] = []
+    for (task, language), group in index.group_by(["task", "language"], maintain_order=True):
+        if (config.tasks and task not in config.tasks) or (config.languages and language not in config.languages):
+            continue
+        found = group["row"].to_list()
+        count = min(config.limit or len(found), len(found))
+        rows += [found[at * len(found) // count] for at in range(count)]
+    return rows
+
+
+def _answer(
+    pam: PAM, corpus: Corpus, rows: Sequence[int], video: bool, config: EvalConfig, said: dict[int, Answer]
+) -> dict[int, Answer]:
+    examples = [corpus.load(row) for row in rows]
+    before = _before(corpus, config)
+    sights, users = [], []
+    for at, (row, example) in enumerate(zip(rows, examples, strict=True)):
+        rng = np.random.default_rng([config.seed, row])
+        frames = squares(example.read(range(example.count)), pam.sam.image_size)
+        sights.append(Sight(frames, example.size, draw_prompt(example, config.prompt, rng), None))
+        if config.history == "own" and example.task == "stream":
+            last = said.get(before.get(row, -1))
+            examples[at] = replace(example, history=last.predicted if last else None)
+        users.append(ask(examples[at], config.prompt, rng))
+    marks = MaskScores(pam.sam, examples)
+    shown = look(pam.sam, sights, video, pam.pam.config.video_frames, seen=marks)
+    texts = pam.answer(video, shown.embed, shown.tokens, users)
+    index = corpus.index
+    return {
+        row: Answer(
+            row=row,
+            media=index["media"][row],
+            task=example.task,
+            language=example.language,
+            source=index["source"][row],
+            label=index["label"][row],
+            wanted=example.text,
+            predicted=text,
+            others=example.others,
+            target=index["region"][row],
+            event_index=row if example.task == "stream" else -1,
+            **marks.of(at),
+        )
+        for at, (row, example, text) in enumerate(zip(rows, examples, texts, strict=True))
+    }
+
+
+@dataclass
+class MaskScores:
+    """Compares SAM's masks with the records' as frames are tracked; full-size masks live for one frame only."""
+
+    sam: FrozenSam
+    examples: Sequence[Example]
+    found: dict[int, list[tuple[int, float, float]]] = field(default_factory=dict)
+
+    def __call__(self, which: Sequence[int], frame: int, taps: Taps) -> None:
+        made = self.sam.full_masks(taps, [self.examples[at].size for at in which])
+        for at, mask in zip(which, made, strict=True):
+            truth = self._truth(at, frame)
+            if truth is None:
+                continue
+            true = masks.decode(truth)
+            if true.shape != mask.shape:
+                true = masks.resize(true, *mask.shape)
+            boundary = masks.boundary_f(mask, true) if self.examples[at].video else 0.0
+            self.found.setdefault(at, []).append((frame, masks.jaccard(mask, true), boundary))
+
+    def _truth(self, at: int, frame: int) -> Rle | None:
+        example = self.examples[at]
+        if not example.video:
+            return example.mask
+        return example.truth[frame] if frame < len(example.truth) else None
+
+    def of(self, at: int) -> dict[str, float | None]:
+        """`mask_iou` of an image; `mask_j` and `mask_f` of a clip, means over its known frames behind the first."""
+        frames = self.found.get(at, [])
+        if not self.examples[at].video:
+            return {"mask_iou": frames[0][1] if frames else None}
+        behind = [(j, f) for frame, j, f in frames if frame > 0]
+        if not behind:
+            return {}
+        return {"mask_j": float(np.mean([j for j, _ in behind])), "mask_f": float(np.mean([f for _, f in behind]))}
