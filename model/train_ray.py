@@ -7,7 +7,6 @@ nodes). A worker that dies takes the group down; Ray Train starts it again and i
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from model.train import Trainer, TrainResult
@@ -38,7 +37,7 @@ def train_with_ray(config: TrainConfig) -> TrainResult:
         use_gpu=gpu,
         resources_per_worker={"CPU": config.cpus_per_worker} | ({"GPU": 1.0} if gpu else {}),
     )
-    result = TorchTrainer(
+    trainer = TorchTrainer(
         _worker,
         train_loop_config={"config": config.model_copy(update={"output": output}).model_dump_json()},
         scaling_config=scaling,
@@ -46,12 +45,14 @@ def train_with_ray(config: TrainConfig) -> TrainResult:
             name="ray", storage_path=str(output), failure_config=FailureConfig(max_failures=config.max_failures)
         ),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-    ).fit()
+    )
+    # what the first worker returned; Ray's own stubs know neither this nor that a loop may return anything
+    result: Any = trainer.fit()
     made: TrainResult = result.return_value
     return made
 
 
-def _worker(settings: dict[str, Any]) -> TrainResult:
+def _worker(settings: dict[str, Any]) -> Any:
     config = TrainConfig.model_validate_json(settings["config"]).model_copy(update={"ray_workers": 1})
     with join_world(config.device) as world:
         return Trainer(config, world).run()
