@@ -108,6 +108,7 @@ class TeacherServer:
     billed: Counter[str] = field(default_factory=Counter)
     faults_served: Counter[str] = field(default_factory=Counter)
     prompt_tokens: int = 0
+    completion_tokens: int = 0
     in_flight: int = 0
     most_in_flight: int = 0
     files: dict[str, bytes] = field(default_factory=dict)
@@ -223,6 +224,7 @@ class TeacherServer:
         prompt = self.count_tokens(chat.text) + sum(count(image) for image in chat.images)
         self.prompt_tokens += prompt
         usage = {"prompt_tokens": prompt, "completion_tokens": self.count_tokens(text or "x")}
+        self.completion_tokens += usage["completion_tokens"]
         message = {"role": "assistant", "content": text, "refusal": refusal}
         choice = {"index": 0, "finish_reason": finish, "message": message}
         return {

@@ -23,12 +23,14 @@ from schemas.arrow import from_table, to_table
 from schemas.caption import Caption
 from schemas.keys import digest_value
 from schemas.region import Hint
-from stages.base import checked
+from stages.base import BudgetSpent, checked
 from stages.distill import CaptionsConfig, build_distill
 from stages.distill.units import CaptionUnit
 from stages.masks import encode
 from stages.shapes.scene import draw_scene
-from stages.teachers.config import LimitsConfig, TeacherConfig
+from stages.teachers.budget import Account
+from stages.teachers.config import BatchConfig, LimitsConfig, TeacherConfig
+from stages.teachers.pricing import price_of
 
 LIMITS = LimitsConfig(in_flight=32, tries=10, first_wait_s=0.01, longest_wait_s=0.1, timeout_s=1.0)
 
@@ -175,10 +177,48 @@ def test_two_thousand_regions_end_accounted_for_when_a_third_of_the_replies_misb
     assert sum(server.billed.values()) == asked, "an answer was bought twice"
 
 
+@pytest.mark.parametrize("backend", ["openai", "openai_batch"])
+def test_a_budget_is_not_exceeded_and_a_later_run_goes_on(
+    teacher_server: Callable[..., Any], drawn: Any, tmp_path: Path, backend: str
+) -> None:
+    server = teacher_server(latency_s=0.005, fault_share=0.2, faults=("cut", "500", "schema"))
+    price = price_of("gpt-4o")
+
+    def bill() -> float:
+        return price.cost(server.prompt_tokens, server.completion_tokens, batch=backend == "openai_batch") or 0.0
+
+    batch = BatchConfig(max_requests=8, wait_s=0.02, poll_s=0.01)
+    config = teacher(server, backend=backend, model="gpt-4o", batch=batch)
+    units = drawn(20, 3)
+    run(units[:3], config, tmp_path)
+    cap = bill() / 3 * 20
+    stage = build_distill(config, CaptionsConfig(), "brief", "en", str(tmp_path))
+    before = bill()
+    stage.fund(Account(cap))
+    stage.open()
+    rows: list[pa.Table] = []
+    with pytest.raises(BudgetSpent):
+        rows.extend(checked(stage, to_table(units, stage.unit)))
+    stage.close()
+    assert 0.5 * cap < bill() - before <= cap
+    billed = Counter(server.billed)
+    assert {row.status for row in run(units, config, tmp_path)} <= {"ok", "failed"}
+    again = {asked for asked, count in server.billed.items() if asked in billed and count > billed[asked]}
+    assert len(again) <= server.faults_served["cut"], "what was answered is not bought again"
+
+
+def test_a_budget_needs_a_price(drawn: Any, tmp_path: Path) -> None:
+    config = TeacherConfig(backend="openai", model="house-model", base_url="http://127.0.0.1:9/v1")
+    stage = build_distill(config, CaptionsConfig(), "brief", "en", str(tmp_path))
+    with pytest.raises(ValueError, match=r"house-model.*teacher\.prices"):
+        stage.fund(Account(1.0))
+    build_distill(TeacherConfig(), CaptionsConfig(), "brief", "en").fund(Account(0.0))
+
+
 CHILD = """
 import json, sys
 import pyarrow.parquet as pq
-from stages.base import checked
+from stages.base import BudgetSpent, checked
 from stages.distill import CaptionsConfig, build_distill
 from stages.teachers.config import TeacherConfig
 

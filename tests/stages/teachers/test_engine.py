@@ -1,87 +1,242 @@
-"""vLLM for real, on CPU, with a tiny random model: the engine inside a process.
+"""vLLM for real, on CPU, with a tiny random model: the engine in a process, in a run's workers, and behind HTTP.
 
-Needs an environment of its own in which vLLM runs on CPU and this package is importable; `PERCEIVE_VLLM_PYTHON` names
-its Python. docs/guides/teachers.md says how the servers are started in earnest.
+`make test-vllm` makes the environment that these need and runs them.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import pytest
-
-from stages.teachers.chat import TeacherSetupError
-from stages.teachers.config import TeacherConfig
-from stages.teachers.engine import EngineTeacher
-
-REPOSITORY = Path(__file__).resolve().parents[3]
-ENVIRONMENT = {
-    "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1",
-    "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1",
-}  # fmt: skip
-
-ASK = """
-import asyncio, json, sys
 import numpy as np
-from stages.distill.answers import BriefAnswer
-from stages.teachers.config import EngineConfig, LimitsConfig, TeacherConfig
+import pytest
+import yaml
+
+from stages.distill.answers import BriefAnswer, CombinedAnswer
+from stages.shapes.config import ShapesConfig
+from stages.shapes.images import write_images
+from stages.teachers.chat import TeacherSetupError
+from stages.teachers.config import CapabilitiesConfig, LimitsConfig, TeacherConfig
 from stages.teachers.engine import EngineTeacher
-from stages.teachers.protocol import Decoding, Message, TeacherRequest
+from stages.teachers.online import OnlineTeacher
+from stages.teachers.protocol import Decoding, Message, Reply, TeacherRequest
 from stages.views.config import ViewConfig
 from stages.views.encode import to_picture
 
-async def main():
-    engine = EngineConfig(max_model_len=4096, dtype="bfloat16", options={"enforce_eager": True, "max_num_seqs": 16,
-                          "limit_mm_per_prompt": {"image": 2}})
-    config = TeacherConfig(backend="vllm", model=sys.argv[1], engine=engine, limits=LimitsConfig(timeout_s=300))
-    teacher = EngineTeacher(config)
-    await teacher.start()
-    def request(i):
-        picture = to_picture(np.full((112, 112, 3), 8 * i, np.uint8), ViewConfig(), encoded=False)
-        turns = (Message("system", "Describe."), Message("user", f"Thing {i}.", (picture,)))
-        return TeacherRequest(model=config.identity, messages=turns, answer=BriefAnswer, max_tokens=1024,
-                              decoding=Decoding(temperature=1.0, seed=i))
-    replies = await asyncio.gather(*(teacher.ask(request(i)) for i in range(16)))
-    await teacher.stop()
-    print("REPLIES " + json.dumps([r.model_dump(mode="json") for r in replies]))
-
-if __name__ == "__main__":
-    asyncio.run(main())
-"""
-
-
-@pytest.fixture(scope="session")
-def vllm_python() -> str:
-    python = os.environ.get("PERCEIVE_VLLM_PYTHON")
-    if not python:
-        pytest.skip("PERCEIVE_VLLM_PYTHON names no Python with vLLM on CPU")
-    return python
-
-
-@pytest.mark.slow
-@pytest.mark.vllm
-@pytest.mark.timeout(900)
-def test_the_engine_answers_in_the_schema_with_its_usage(vllm_python: str, tmp_path: Path) -> None:
-    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(REPOSITORY)}
-    made = [vllm_python, str(REPOSITORY / "tests" / "tiny_vlm.py"), str(tmp_path / "model")]
-    subprocess.run(made, check=True, env=environment, timeout=300)
-    script = tmp_path / "ask.py"
-    script.write_text(ASK)
-    command = [vllm_python, str(script), str(tmp_path / "model")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    line = next(line for line in done.stdout.splitlines() if line.startswith("REPLIES "))
-    replies = json.loads(line.removeprefix("REPLIES "))
-    assert {reply["outcome"] for reply in replies} <= {"answer", "truncated"}
-    assert sum(reply["outcome"] == "answer" for reply in replies) >= 12
-    assert all(reply["usage"]["prompt_tokens"] > 16 for reply in replies)
+SCRIPT = Path(__file__).with_name("vllm_engine.py")
+real_vllm = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.timeout(1500)]
 
 
 def test_without_vllm_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(TeacherSetupError, match=r"perceive-engine\[vllm\]"):
         EngineTeacher(TeacherConfig(backend="vllm", model="m"))
+
+
+@pytest.fixture(scope="module")
+def told(vllm_python: Path, vllm_environment: dict[str, str], tiny_model: Path) -> dict[str, Any]:
+    """What the script in `vllm_engine.py` printed, by its words in capitals."""
+    command = [str(vllm_python), str(SCRIPT), str(tiny_model)]
+    done = subprocess.run(command, env=vllm_environment, capture_output=True, text=True, timeout=1200, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [line.split(" ", 1) for line in done.stdout.splitlines()]
+    words = ("REPLIES", "SECONDS", "REFUSED", "DEATH")
+    return {line[0]: json.loads(line[1]) for line in lines if line[0] in words}
+
+
+class TestTheEngineInAProcess:
+    pytestmark = real_vllm
+
+    def test_it_answers_in_the_schema_with_its_usage(self, told: dict[str, Any]) -> None:
+        replies = told["REPLIES"]
+        assert {reply["outcome"] for reply in replies} <= {"answer", "truncated", "invalid"}
+        assert sum(reply["outcome"] == "answer" for reply in replies) >= 12
+        assert all("caption" in json.loads(r["text"]) for r in replies if r["outcome"] == "answer")
+        assert all(reply["usage"]["prompt_tokens"] > 16 for reply in replies)
+
+    def test_a_request_that_it_refuses_is_unavailable_and_says_why(self, told: dict[str, Any]) -> None:
+        assert told["REFUSED"]["outcome"] == "unavailable"
+        assert "4096" in told["REFUSED"]["message"]
+
+    def test_its_death_ends_every_request_at_once(self, told: dict[str, Any]) -> None:
+        assert set(told["DEATH"]["raised"]) == {"EngineDied"}
+        assert told["DEATH"]["seconds"] < 30
+
+
+class TestARunWithTheEngineInItsWorkers:
+    pytestmark = real_vllm
+
+    def test_a_killed_engine_is_replaced_and_no_row_is_lost(
+        self, vllm_python: Path, vllm_environment: dict[str, str], tiny_model: Path, tmp_path: Path
+    ) -> None:
+        drawn = write_images(tmp_path / "world", ShapesConfig(images=24, clips=0, size=(160, 120), objects=(2, 3)))
+        options = {"enforce_eager": True, "max_num_seqs": 4, "limit_mm_per_prompt": {"image": 2}}
+        engine = {"num_gpus": 0, "max_model_len": 4096, "dtype": "bfloat16", "options": options}
+        settings = {
+            "run": "run",
+            "sources": [{"format": "coco", "annotations": str(drawn.annotations[0]), "media": str(drawn.media)}],
+            "select": {"min_side": 8},
+            "teacher": {
+                "backend": "vllm",
+                "model": str(tiny_model),
+                "engine": engine,
+                "decoding": {"temperature": 1.0, "max_tokens": 1024},
+                "limits": {"in_flight": 4, "timeout_s": 300},
+            },
+            "captions": {"tasks": ["brief"], "languages": ["en"]},
+            "runner": {"workers": {"cpu": 1, "net": 1}},
+        }
+        config = tmp_path / "config.yaml"
+        config.write_text(yaml.safe_dump(settings))
+        command = [str(vllm_python), "-m", "jobs", "run"]
+        for stage in ("ingest", "select", "refine"):
+            subprocess.run([*command, stage, str(config)], check=True, env=vllm_environment, timeout=600)
+        build = subprocess.Popen([*command, "distill", str(config), "--json"], env=vllm_environment, stdout=-1)
+        kill_once_it_answers(tmp_path / "run" / "ledger", build)
+        out, _ = build.communicate(timeout=1200)
+        assert build.returncode == 0
+        counts = json.loads(out)["stages"]["distill/brief/en"]
+        assert counts["in"] > 40
+        assert counts["pending"] == 0
+        assert counts["ok"] + counts["failed"] == counts["in"]
+        assert counts["ok"] > 0.5 * counts["in"], "a model of random weights answers most requests in the schema"
+        assert "error" not in json.loads(out)["reasons"].get("distill/brief/en", {}), (
+            "rows fail by their own answers only"
+        )
+
+
+def kill_once_it_answers(ledger: Path, build: subprocess.Popen[bytes]) -> None:
+    """Kills the engine's process below a build as soon as its first replies are in the ledger."""
+    while not any(path.stat().st_size for path in ledger.glob("*.wal")):
+        time.sleep(0.05)
+        assert build.poll() is None
+    engines = [pid for pid, (name, session) in processes().items() if "Engine" in name and session]
+    assert engines
+    for pid in engines:
+        os.kill(pid, signal.SIGKILL)
+
+
+def processes() -> dict[int, tuple[str, bool]]:
+    """Name by process id, and whether the process was started by this one, directly or not."""
+    found: dict[int, tuple[str, int]] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            name, _, rest = (entry / "stat").read_text().partition("(")[2].rpartition(")")
+        except OSError:
+            continue
+        found[int(entry.name)] = (name, int(rest.split()[1]))
+
+    def mine(pid: int) -> bool:
+        while pid in found and pid != os.getpid():
+            pid = found[pid][1]
+        return pid == os.getpid()
+
+    return {pid: (name, mine(pid)) for pid, (name, _) in found.items()}
+
+
+@pytest.fixture(scope="module")
+def served(
+    vllm_python: Path, vllm_environment: dict[str, str], tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A `vllm serve` of the tiny model: its address and its process."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    structured = {"backend": "xgrammar", "disable_any_whitespace": True}
+    command = [
+        str(vllm_python.with_name("vllm")), "serve", str(tiny_model), "--host", "127.0.0.1", "--port", str(port),
+        "--served-model-name", "teacher", "--dtype", "bfloat16", "--max-model-len", "4096", "--max-num-seqs", "16",
+        "--enforce-eager", "--limit-mm-per-prompt", '{"image":2}',
+        "--structured-outputs-config", json.dumps(structured),
+    ]  # fmt: skip
+    log = tmp_path_factory.mktemp("serve") / "log"
+    with log.open("wb") as out:
+        server = subprocess.Popen(command, env=vllm_environment, stdout=out, stderr=out, start_new_session=True)
+    try:
+        for _ in range(4000):
+            assert server.poll() is None, log.read_text()[-3000:]
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
+                break
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.25)
+        yield f"http://127.0.0.1:{port}/v1", server
+    finally:
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGTERM)
+            server.wait(60)
+
+
+def ask(url: str, answer: Any = BriefAnswer, count: int = 16, max_tokens: int = 1024, **more: Any) -> list[Reply]:
+    limits = LimitsConfig(in_flight=16, tries=2, first_wait_s=0.1, timeout_s=120)
+    can = CapabilitiesConfig(token_field="max_tokens", image_detail=False, **more)
+    config = TeacherConfig(backend="openai", model="teacher", base_url=url, limits=limits, capabilities=can)
+
+    def request(number: int) -> TeacherRequest:
+        picture = to_picture(np.full((112, 112, 3), 8 * number, np.uint8), ViewConfig(), encoded=True)
+        turns = (Message("system", "Describe."), Message("user", f"Thing {number}.", (picture,)))
+        decoding = Decoding(temperature=1.0, seed=number)
+        return TeacherRequest(model="teacher", messages=turns, answer=answer, max_tokens=max_tokens, decoding=decoding)
+
+    async def run() -> list[Reply]:
+        teacher = OnlineTeacher(config)
+        await teacher.start()
+        try:
+            return list(await asyncio.gather(*(teacher.ask(request(number)) for number in range(count))))
+        finally:
+            await teacher.stop()
+
+    return asyncio.run(run())
+
+
+class TestVllmServe:
+    pytestmark = real_vllm
+
+    @pytest.mark.parametrize("structured", ["json_schema", "structured_outputs"])
+    def test_the_http_client_gets_answers_in_the_schema(self, served: Any, structured: str) -> None:
+        replies = ask(served[0], structured=structured)
+        assert Counter(reply.outcome for reply in replies)["answer"] >= 12, replies
+        assert all(reply.usage.prompt_tokens > 16 and reply.usage.completion_tokens for reply in replies)
+
+    def test_all_parts_of_a_combined_answer_come_in_one_reply(self, served: Any) -> None:
+        replies = ask(served[0], CombinedAnswer, count=4, max_tokens=3500)
+        answers = [CombinedAnswer.model_validate_json(r.text or "") for r in replies if r.outcome == "answer"]
+        assert answers, replies
+        assert all(answer.brief and answer.detailed for answer in answers)
+
+    def test_without_a_schema_noise_is_invalid_and_never_an_answer(self, served: Any) -> None:
+        assert {reply.outcome for reply in ask(served[0], count=4, structured="none")} <= {"invalid", "truncated"}
+
+    def test_an_unknown_model_says_what_to_look_at(self, served: Any) -> None:
+        config = TeacherConfig(backend="openai", model="other", base_url=served[0])
+
+        async def run() -> Reply:
+            teacher = OnlineTeacher(config)
+            await teacher.start()
+            turns = (Message("user", "Hello."),)
+            asked = TeacherRequest(model="other", messages=turns, answer=BriefAnswer, max_tokens=8, decoding=Decoding())
+            reply = await teacher.ask(asked)
+            await teacher.stop()
+            return reply
+
+        reply = asyncio.run(run())
+        assert reply.outcome == "unavailable"
+        assert "serve the model 'other'" in (reply.message or "")
+
+    def test_a_server_that_is_killed_makes_requests_unavailable(self, served: Any) -> None:
+        url, server = served
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait(30)
+        assert {reply.outcome for reply in ask(url, count=2)} == {"unavailable"}

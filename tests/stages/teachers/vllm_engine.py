@@ -1,7 +1,8 @@
 """Asks a vLLM engine in this process, then kills it: a script for the Python of an environment that has vLLM.
 
-`python vllm_engine.py MODEL`: prints `REPLIES` with the replies to sixteen requests, then kills the engine's own process
-in the midst of sixteen more and prints `DEATH` with the type of what each of them raised and the seconds that took.
+`python vllm_engine.py MODEL` prints `REPLIES` with the replies to sixteen requests, `SECONDS`, `REFUSED` with the reply
+to a request that is too long, and then kills the engine's own process in the midst of sixteen more and prints `DEATH`
+with the type of what each of them raised and the seconds that took.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from stages.views.encode import to_picture
 OPTIONS = {"enforce_eager": True, "max_num_seqs": 16, "limit_mm_per_prompt": {"image": 2}}
 
 
-def request(model: str, number: int, max_tokens: int = 1024) -> TeacherRequest:
+def request(model: str, number: int, words: str = "Describe.", max_tokens: int = 1024) -> TeacherRequest:
     picture = to_picture(np.full((112, 112, 3), 8 * number, np.uint8), ViewConfig(), encoded=False)
-    turns = (Message("system", "Describe."), Message("user", f"Thing {number}.", (picture,)))
+    turns = (Message("system", words), Message("user", f"Thing {number}.", (picture,)))
     decoding = Decoding(temperature=1.0, seed=number)
     return TeacherRequest(model=model, messages=turns, answer=BriefAnswer, max_tokens=max_tokens, decoding=decoding)
 
@@ -48,7 +49,7 @@ def children() -> dict[int, str]:
 
 
 async def death(teacher: EngineTeacher, model: str) -> dict[str, object]:
-    asking = [asyncio.ensure_future(teacher.ask(request(model, number, 3000))) for number in range(16)]
+    asking = [asyncio.ensure_future(teacher.ask(request(model, number, max_tokens=3000))) for number in range(16)]
     await asyncio.sleep(0.5)
     began = time.monotonic()
     for child, name in children().items():
@@ -70,7 +71,7 @@ async def main(model: str) -> None:
     answered = time.monotonic()
     print("REPLIES " + json.dumps([reply.model_dump(mode="json") for reply in replies]), flush=True)
     print("SECONDS " + json.dumps({"start": started - began, "replies": answered - started}), flush=True)
-    refused = await teacher.ask(request(model, 1, max_tokens=100_000))
+    refused = await teacher.ask(request(model, 1, words="Describe. " * 8000))
     print("REFUSED " + refused.model_dump_json(), flush=True)
     print("DEATH " + json.dumps(await death(teacher, model)), flush=True)
     await teacher.stop()
