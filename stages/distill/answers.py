@@ -3,8 +3,9 @@
 Every text has a pattern, so that constrained decoding cannot emit control characters (with lengths alone 2 of 30
 answers of a random model were valid). Quotation marks and backslashes are outside the pattern, since a grammar made
 from it would let them end the JSON string; the texts of teachers that are not constrained are normalised before they
-are checked. Lengths are checked here and stand in no schema: vLLM refuses them beside a pattern, and xgrammar 0.2.8
-cannot compile a repetition of more than about 120 characters. What runs on is cut by the token limit.
+are checked. Lengths are checked here; only that of a label stands in the schema, within its pattern: vLLM refuses
+length bounds beside a pattern, and xgrammar 0.2.8 cannot compile a repetition of more than about 120 characters. What
+runs on is cut by the token limit.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ def normalise(value: Any) -> Any:
     return _CONTROL.sub(" ", quoted.replace('"', "'")).strip()
 
 
-def _said(what: str) -> Any:
-    return Field(pattern=r'^[^\x00-\x1f\x7f"\\]+$', description=what)
+def _said(what: str, often: str = "+") -> Any:
+    return Field(pattern=rf'^[^\x00-\x1f\x7f"\\]{often}$', description=what)
 
 
 def _at_most(limit: int) -> AfterValidator:
@@ -44,7 +45,7 @@ def _at_most(limit: int) -> AfterValidator:
 
 
 _Clean = BeforeValidator(normalise)
-Label = Annotated[str, _said("The noun that people use for a thing of this kind."), _Clean, _at_most(80)]
+Label = Annotated[str, _said("The noun that people use for a thing of this kind.", "{1,80}"), _Clean]
 Definition = Annotated[str, _said("What a thing of this kind is, as a dictionary would say it."), _Clean, _at_most(480)]
 Function = Annotated[str, _said("The role of this one thing in its surroundings."), _Clean, _at_most(480)]
 Brief = Annotated[

@@ -16,7 +16,7 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 _SHOWN_ERRORS = 3
-_WORDS = {"string_pattern_mismatch": "is empty or holds characters that are not allowed"}
+_WORDS = {"string_pattern_mismatch": "is empty, too long, or holds characters that are not allowed"}
 
 
 def judge(
