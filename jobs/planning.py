@@ -10,18 +10,31 @@ from jobs.console import out
 from pipeline.config import EngineConfig
 from pipeline.engine import Corpus
 from pipeline.looking import open_corpus
-from pipeline.plan import Plan, Range
-from pipeline.planning import plan_corpus
+from pipeline.plan import ZERO, Plan, Range
+from pipeline.planning import plan_corpus, probe_corpus
 from pipeline.settings import ConfigError
+from pipeline.spending import keep_plan
 from prompts.loader import load
 from schemas.arrow import from_table
 from stages.base import UnitError
 from stages.distill.stage import DistillStage
 
 
-def plan_run(config: EngineConfig, sample: int) -> Plan:
-    """The plan of a run as it stands."""
-    return plan_corpus(ready(open_corpus(config)), sample)
+def plan_run(config: EngineConfig, sample: int, probe: int = 0) -> Plan:
+    """The plan of a run as it stands; of one that has read nothing yet, from its sources' published sizes.
+
+    `probe` real requests are sent before. The plan is kept with the run, to be compared with what it will have cost.
+    """
+    now = open_corpus(config)
+    if not now.view.commits("selection") and config.sources:
+        from pipeline.expected import plan_expected
+
+        return plan_expected(config.runtime(), sample)
+    if probe:
+        probe_corpus(ready(now), probe)
+    made = plan_corpus(ready(now), sample)
+    keep_plan(config, made)
+    return made
 
 
 def ready(now: Corpus) -> Corpus:
@@ -36,6 +49,8 @@ def ready(now: Corpus) -> Corpus:
 
 def show_plan(plan: Plan) -> None:
     """Prints a plan: a row a task, then local work, disk and warnings. Ranges are low, likely, high."""
+    if plan.rows:
+        out.print(", ".join(f"{name}: {count:,}" for name, count in plan.rows.items()))
     table = Table(title=f"{plan.teacher} {plan.model}, prices of {plan.price_date}", header_style="bold")
     for name in ("task", "captions", "calls", "tokens in", "tokens out", "online $", "batch $"):
         table.add_column(name, justify="left" if name == "task" else "right")
@@ -44,14 +59,21 @@ def show_plan(plan: Plan) -> None:
         money = (task.online_usd, task.batch_usd)
         table.add_row(f"{task.task} {task.language}", f"{task.captions:,}", *(_whole(r) for r in ranges),
                       *(_dollars(r) for r in money))  # fmt: skip
+    hours = [task.hours for task in plan.tasks if task.hours is not None]
     table.add_row("all", "", "", "", "", _dollars(plan.online_usd), _dollars(plan.batch_usd))
     out.print(table)
+    if hours:
+        told, answers = sum(hours, ZERO), sum(task.answers for task in plan.tasks)
+        spread = f"{told.likely:.2f} ({told.low:.2f}-{told.high:.2f})"
+        out.print(f"waiting for the teacher online: {spread} hours, by {answers} answers in the ledger")
     for local in plan.local:
         out.print(f"{local.stage}: {local.items:,} {local.unit}, {local.hours.likely:.2f} hours ({local.assumes})")
     disk = plan.disk
     out.print(
         f"disk: tables {disk.tables / 1e6:.0f} MB, ledger {disk.ledger / 1e6:.0f} MB, shards {disk.shards / 1e6:.0f} MB"
     )
+    if disk.sources:
+        out.print(f"the data sets as published: {disk.sources / 1e9:,.0f} GB")
     for warning in plan.warnings:
         out.print(f"[yellow]note:[/] {warning}")
 

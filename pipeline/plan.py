@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import date
 
 import numpy as np
@@ -18,10 +18,11 @@ import pyarrow as pa
 
 from schemas.arrow import from_table
 from schemas.base import Record
-from schemas.caption import Language, Task, Usage
+from schemas.caption import Language, Task
 from stages.base import UnitError
 from stages.distill.stage import DistillStage
-from stages.teachers.config import TeacherConfig
+from stages.teachers.cache import Answered
+from stages.teachers.config import LimitsConfig, TeacherConfig
 from stages.teachers.pricing import Price, price_of, request_tokens
 from stages.teachers.protocol import TeacherRequest
 
@@ -59,7 +60,11 @@ ZERO = Range(low=0, likely=0, high=0)
 
 
 class TaskPlan(Record):
-    """The cost of one task in one language. Money is None where the model has no list price."""
+    """The cost of one task in one language. Money is None where the model has no list price.
+
+    `answers` is how many answers to this prompt the ledger holds: with some, tokens out rest on these, and `hours` says
+    how long one worker waits for the teacher.
+    """
 
     task: Task
     language: Language
@@ -70,6 +75,8 @@ class TaskPlan(Record):
     completion_tokens: Range
     online_usd: Range | None
     batch_usd: Range | None
+    hours: Range | None = None
+    answers: int = 0
     note: str | None = None
 
 
@@ -84,11 +91,12 @@ class LocalPlan(Record):
 
 
 class DiskPlan(Record):
-    """Bytes that a run will need."""
+    """Bytes that a run will need; `sources` is what the data sets take as published, where that was looked up."""
 
     tables: int
     ledger: int
     shards: int
+    sources: int = 0
 
     @property
     def total(self) -> int:
@@ -96,7 +104,7 @@ class DiskPlan(Record):
 
 
 class Plan(Record):
-    """The plan of a run. `warnings` are for people."""
+    """The plan of a run. `rows` are those of the whole job, where its files are not here yet; `warnings` for people."""
 
     teacher: str
     model: str
@@ -106,6 +114,7 @@ class Plan(Record):
     disk: DiskPlan
     online_usd: Range | None
     batch_usd: Range | None
+    rows: dict[str, int] = {}
     warnings: list[str] = []
 
 
@@ -113,24 +122,31 @@ class Plan(Record):
 class Asked:
     """What a run will ask of one task and language: its stage, `total` captions, and units to sample from.
 
-    `events_assumed` says that the units of a stream are not cut into events yet, so that `total` counts masklets.
+    `events_assumed` says that the units of a stream are not cut into events yet, so that `total` counts masklets;
+    `shares` is set where another task's requests answer this one too.
     """
 
     stage: DistillStage
     total: int
     units: pa.Table
     events_assumed: bool = False
+    shares: str | None = None
 
 
 @dataclass(frozen=True)
 class Local:
-    """How much local work a run has: images and video frames to refine, and the bytes of all media to be packed."""
+    """How much local work a run has: images and video frames to refine, and the bytes of all media to be packed.
+
+    `regions_read` are those that ingest reads, where selection keeps fewer; `source_bytes` what the data sets take.
+    """
 
     images: int = 0
     video_frames: int = 0
     regions: int = 0
     media_bytes: int = 0
     refine: str = "grabcut"
+    regions_read: int = 0
+    source_bytes: int = 0
 
 
 def plan(
@@ -138,14 +154,16 @@ def plan(
     asked: Sequence[Asked],
     local: Local,
     sample: int = DEFAULT_SAMPLE,
-    answered: Callable[[Task, Language], Usage | None] = lambda task, language: None,
+    answered: Mapping[str, Answered] | None = None,
 ) -> Plan:
-    """The plan of a run. `answered` gives the mean usage of replies that the ledger already holds, if any.
+    """The plan of a run. `answered` says what replies to a prompt (by its id) have been like, where there are any.
+
+    Tasks that share one combined request are planned as one: its calls stand with the first of them.
 
     No request is sent. Raises `ValueError` for a price table that cannot be read.
     """
     price = price_of(teacher.identity, teacher.prices)
-    tasks = [_task_plan(teacher, price, one, sample, answered) for one in asked]
+    tasks = [_task_plan(teacher, price, one, sample, answered or {}) for one in shared(asked)]
     measured = teacher.backend == "measured"
     captions = sum(round(task.calls.likely) for task in tasks)
     return Plan(
@@ -174,7 +192,7 @@ def _task_plan(
     price: Price,
     asked: Asked,
     sample: int,
-    answered: Callable[[Task, Language], Usage | None],
+    answered: Mapping[str, Answered],
 ) -> TaskPlan:
     recipe = asked.stage.recipe
     captions = Range(low=asked.total, likely=asked.total, high=asked.total)
@@ -182,8 +200,9 @@ def _task_plan(
         low, likely, high = (asked.total * events for events in _ASSUMED_EVENTS)
         captions = Range(low=low, likely=likely, high=high)
     common = {"task": recipe.task, "language": recipe.language, "captions": round(captions.likely)}
-    if teacher.backend == "measured":
-        note = "the measured teacher asks nobody"
+    free = "the measured teacher asks nobody" if teacher.backend == "measured" else asked.shares
+    if free is not None:
+        note = free
         return TaskPlan(
             **common, sampled=0, calls=ZERO, prompt_tokens=ZERO, completion_tokens=ZERO,
             online_usd=ZERO, batch_usd=ZERO, note=note,
@@ -197,7 +216,8 @@ def _task_plan(
             batch_usd=None, note="no unit could be rendered, so nothing could be counted",
         )  # fmt: skip
     prompt = _prompt_tokens(requests, price, _HISTORY_TOKENS * recipe.history if recipe.task == "stream" else 0)
-    completion = _completion_tokens(requests[0], answered(recipe.task, recipe.language))
+    known = answered.get(recipe.prompt.id)
+    completion = _completion_tokens(requests[0], known)
     spread = [
         ("low", prompt[0], completion[0]),
         ("likely", prompt[1], completion[1]),
@@ -213,7 +233,38 @@ def _task_plan(
         completion_tokens=tokens_out,
         online_usd=_money(price, tokens_in, tokens_out, batch=False),
         batch_usd=_money(price, tokens_in, tokens_out, batch=True) if price.batch is not None else None,
+        hours=_hours(teacher.limits, calls, tokens_in + tokens_out, known),
+        answers=known.replies if known else 0,
     )
+
+
+def shared(asked: Sequence[Asked]) -> list[Asked]:
+    """What is asked, with the requests that several tasks share standing with the first of the most captions alone."""
+    first: dict[str, Asked] = {}
+    for one in sorted(asked, key=lambda one: -one.total):
+        first.setdefault(one.stage.recipe.prompt.id, one)
+    bearers = {id(one) for one in first.values()}
+    return [
+        one if id(one) in bearers else replace(one, shares=f"asked for together with {_bearer(first, one)}")
+        for one in asked
+    ]
+
+
+def _bearer(first: Mapping[str, Asked], one: Asked) -> str:
+    recipe = first[one.stage.recipe.prompt.id].stage.recipe
+    return f"{recipe.task}/{recipe.language}"
+
+
+def _hours(limits: LimitsConfig, calls: Range, tokens: Range, known: Answered | None) -> Range | None:
+    """Hours of asking online with one worker: by the seconds of a reply, and not below what minute limits allow."""
+    if known is None or known.seconds is None:
+        return None
+    seconds = calls.scaled(known.seconds / limits.in_flight)
+    for quota, amount in ((limits.requests_per_minute, calls), (limits.tokens_per_minute, tokens)):
+        if quota is not None:
+            least = amount.scaled(60 / quota)
+            seconds = Range(**{n: max(getattr(seconds, n), getattr(least, n)) for n in ("low", "likely", "high")})
+    return seconds.scaled(1 / 3600)
 
 
 def _prompt_tokens(requests: Sequence[TeacherRequest], price: Price, more: int) -> tuple[float, float, float]:
@@ -224,10 +275,11 @@ def _prompt_tokens(requests: Sequence[TeacherRequest], price: Price, more: int) 
     return max(0.0, mean - error), mean, mean + error
 
 
-def _completion_tokens(request: TeacherRequest, known: Usage | None) -> tuple[float, float, float]:
-    if known is not None and known.completion_tokens:
-        usual = float(known.completion_tokens)
-        return 0.8 * usual, usual, 1.3 * usual
+def _completion_tokens(request: TeacherRequest, known: Answered | None) -> tuple[float, float, float]:
+    """Tokens of an answer; from few answers (a probe) their mean is known to within two standard errors or so."""
+    if known is not None:
+        usual, doubt = known.completion_tokens, 0.1 + 1.0 / math.sqrt(known.replies + 1)
+        return max(1.0, usual * (1 - doubt)), usual, usual * (1 + doubt)
     low, likely, high = (share * request.max_tokens for share in _ANSWER_SHARES)
     return low, likely, high
 
@@ -262,9 +314,12 @@ def _local_plans(local: Local) -> list[LocalPlan]:
 
 def _disk(local: Local, captions: int, measured: bool) -> DiskPlan:
     return DiskPlan(
-        tables=local.regions * (_REGION_BYTES + _MASK_BYTES) + 2 * captions * _CAPTION_BYTES,
+        tables=max(local.regions, local.regions_read) * _REGION_BYTES
+        + local.regions * _MASK_BYTES
+        + 2 * captions * _CAPTION_BYTES,
         ledger=0 if measured else captions * _LEDGER_BYTES,
         shards=local.media_bytes + local.regions * _MASK_BYTES + captions * _CAPTION_BYTES,
+        sources=local.source_bytes,
     )
 
 
@@ -277,7 +332,7 @@ def _warnings(teacher: TeacherConfig, price: Price, tasks: Sequence[TaskPlan]) -
             found.append(
                 f"{teacher.identity} is in no price table: pictures are counted as 28 px patches, money not at all"
             )
-    found += [f"{task.task}/{task.language}: {task.note}" for task in tasks if task.note and task.sampled == 0]
+    found += [f"{task.task}/{task.language}: {task.note}" for task in tasks if task.note]
     return list(dict.fromkeys(found))
 
 

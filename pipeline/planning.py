@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import corpus as frames
-from pipeline.engine import Corpus
-from pipeline.plan import DEFAULT_SAMPLE, Asked, Local, Plan, plan
+from pipeline.engine import Corpus, Stages, ledger_url
+from pipeline.plan import DEFAULT_SAMPLE, Asked, Local, Plan, plan, sample_rows, shared
+from pipeline.settings import ConfigError
 from schemas.arrow import to_table
 from schemas.base import Box
 from schemas.caption import Language, Task
@@ -17,8 +20,10 @@ from schemas.event import Event
 from schemas.geometry import FrameMask, Rle, TrackPoint
 from schemas.keys import digest_value
 from schemas.mask import Mask
+from stages.base import checked
 from stages.distill.stage import DistillStage
 from stages.masks import area, from_polygons
+from stages.teachers.cache import answered
 
 
 def plan_corpus(corpus: Corpus, sample: int = DEFAULT_SAMPLE) -> Plan:
@@ -27,9 +32,47 @@ def plan_corpus(corpus: Corpus, sample: int = DEFAULT_SAMPLE) -> Plan:
     Before refine has run, the sources' masks, polygons and boxes stand in for the refined masks, and a masklet of which
     streaming captions are asked counts as a range of events.
     """
-    refined = not len(corpus.refine.pending()) and not len(corpus.chunk.pending())
-    asked = _pending(corpus) if refined else _expected(corpus, sample)
-    return plan(corpus.config.teacher, asked, _local(corpus), sample)
+    asked = _pending(corpus) if _refined(corpus) else _expected(corpus, sample)
+    teacher, known = corpus.config.teacher, {}
+    if teacher.backend != "measured":
+        known = answered(ledger_url(corpus.config), teacher.identity, corpus.config.storage_options)
+    return plan(teacher, asked, _local(corpus), sample, known)
+
+
+def probe_corpus(corpus: Corpus, count: int) -> int:
+    """Asks about `count` pending captions, spread over tasks and regions; returns how many were answered.
+
+    The replies go into the run's ledger, where the plan and the build find them, so that none is bought twice; no row
+    is made of them. Raises `ConfigError` where masks are missing: requests about other pictures would be bought again.
+    """
+    if not _refined(corpus):
+        raise ConfigError(
+            "a probe sends the very requests of the build, which needs masks and events: `perceive run refine` and "
+            "`perceive run chunk` first"
+        )
+    asked = [one for one in shared(_pending(corpus)) if one.shares is None]
+    answers = 0
+    for number, one in enumerate(asked):
+        share = (count + len(asked) - 1 - number) // len(asked)
+        units = one.units
+        if "event_index" in units.column_names and one.stage.recipe.task == "stream":
+            units = units.filter(pc.equal(units["event_index"], 0))  # later events need the answers before them
+        answers += _asked(one.stage, sample_rows(units, share)) if share else 0
+    return answers
+
+
+def _asked(stage: DistillStage, units: pa.Table) -> int:
+    if not len(units):
+        return 0
+    stage.open()
+    try:
+        return sum(rows["status"].to_pylist().count("ok") for rows in checked(stage, units))
+    finally:
+        stage.close()
+
+
+def _refined(corpus: Corpus) -> bool:
+    return not len(corpus.refine.pending()) and not len(corpus.chunk.pending())
 
 
 def _pending(corpus: Corpus) -> list[Asked]:
@@ -46,19 +89,19 @@ def _expected(corpus: Corpus, sample: int) -> list[Asked]:
     for pair, stage in corpus.stages.distill.items():
         wanted = frames.asked_of(corpus.located, asked, default, *pair)
         if len(wanted) and isinstance(stage, DistillStage):
-            units = _rough_units(corpus, wanted, pair, sample)
+            units = rough_units(corpus.stages, wanted, pair, sample)
             found.append(Asked(stage, total=len(wanted), units=units, events_assumed=pair[0] == "stream"))
     return found
 
 
-def _rough_units(corpus: Corpus, wanted: pl.DataFrame, pair: tuple[Task, Language], sample: int) -> Any:
+def rough_units(stages: Stages, wanted: pl.DataFrame, pair: tuple[Task, Language], sample: int) -> pa.Table:
     """Units of a spread sample of regions, their sources' marks in place of refined masks."""
     step = max(1, len(wanted) // (2 * sample))
     some = wanted.gather_every(step)
     masks = [mask for row in some.iter_rows(named=True) if (mask := rough_mask(row)) is not None]
     events = [_whole_event(mask) for mask in masks if mask.frames]
     return frames.distill_units(
-        frames.masked(some, _frame(masks, Mask)), _frame(events, Event), *pair, corpus.stages.distill[pair].unit
+        frames.masked(some, _frame(masks, Mask)), _frame(events, Event), *pair, stages.distill[pair].unit
     )
 
 

@@ -15,7 +15,8 @@ from stages.ingest.base import SourceCaptions, SourceConfig
 
 
 class Recipe(BaseModel):
-    """One format. `media`, `regions`, `gigabytes` are of the training split as published; None is unknown.
+    """One format. `media`, `regions`, `gigabytes` are of the training split as published; `frames` is the mean length of
+    its videos in frames of the file. None is unknown.
 
     `hints` go to the teacher, `tasks` are asked where a source does not say otherwise (empty: the run's own), `target`
     is this source's share of the corpus in captions kept (region x task x language).
@@ -31,6 +32,7 @@ class Recipe(BaseModel):
     media: int | None = Field(ge=0)
     regions: int | None = Field(ge=0)
     gigabytes: float | None = Field(ge=0)
+    frames: int | None = Field(None, ge=1)
     evidence: Literal["paper", "memory"]
     target: int = Field(ge=0)
     page: str | None
