@@ -139,7 +139,7 @@ def read_instances(data: bytes) -> dict[int, np.ndarray[Any, np.dtype[np.bool_]]
     try:
         import h5py
     except ImportError as error:
-        raise SourceError("format a2d reads HDF5 files: install the package h5py") from error
+        raise SourceError("format a2d reads HDF5 files: pip install 'perceive-engine[a2d]' (or h5py)") from error
     try:
         with h5py.File(io.BytesIO(data), "r") as file:
             ids = np.asarray(file["instance"]).ravel().astype(int)

@@ -15,8 +15,8 @@ from stages.ingest.base import SourceCaptions, SourceConfig
 
 
 class Recipe(BaseModel):
-    """One format. `media`, `regions`, `gigabytes` are of the training split as published; `frames` is the mean length of
-    its videos in frames of the file. None is unknown.
+    """One format. `media`, `regions`, `gigabytes` are of the training split as published; `frames` is the mean length
+    of its videos in frames of the file. None is unknown.
 
     `hints` go to the teacher, `tasks` are asked where a source does not say otherwise (empty: the run's own), `target`
     is this source's share of the corpus in captions kept (region x task x language).

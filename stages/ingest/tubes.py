@@ -2,7 +2,8 @@
 
 VidSTG (https://github.com/Guaranteer/VidSTG-Dataset): role `captions` is `{train,val,test}_annotations.json`, role
 `vidor` the folder of VidOR's annotations (https://xdshang.github.io/docs/vidor.html). One region a caption: the boxes
-of its `target_id` on the frames of `temporal_gt` (`end_fid` exclusive). VidOR boxes are xyxy. Questions are not used.
+of its `target_id` on the frames of `temporal_gt` (`end_fid` exclusive). VidOR boxes are xyxy. Questions that a target
+answers are hints of the kind `relation`; a target of which there are questions alone is a region too.
 
 HC-STVG (https://github.com/tzhhhh123/HC-STVG), v1 and v2: a JSON keyed by `<video>.mp4`; `bbox` are xywh boxes of one
 person on consecutive frames from `st_frame`, which counts from 1.
@@ -72,8 +73,24 @@ def _vidstg_rows(source: Source) -> Iterator[dict[str, Any]]:
         captions = entry.get("captions")
         if not isinstance(captions, list):
             captions = [captions]
+        asked = _questions(entry)
         for number, caption in enumerate(captions):
-            yield _vidstg_row(source, entry, held[1], caption, f"{video}_{index}_{number}")
+            yield _vidstg_row(source, entry, held[1], caption, f"{video}_{index}_{number}", asked)
+        told = [caption.get("target_id") for caption in captions if isinstance(caption, dict)]
+        for target in (target for target in asked if target not in told):
+            about = {"target_id": target, "description": ""}
+            yield _vidstg_row(source, entry, held[1], about, f"{video}_{index}_q{target}", asked)
+
+
+def _questions(entry: Mapping[str, Any]) -> dict[int, list[str]]:
+    """Target -> the questions that it answers."""
+    found: dict[int, list[str]] = {}
+    questions = entry.get("questions")
+    for item in questions if isinstance(questions, list) else []:
+        target, text = (item.get("target_id"), item.get("description")) if isinstance(item, dict) else (None, None)
+        if type(target) is int and isinstance(text, str) and text.strip():
+            found.setdefault(target, []).append(" ".join(text.split()))
+    return found
 
 
 def _trajectories(source: Source, vidor: MediaRoots, video: str) -> Mapping[str, Any] | str:
@@ -90,7 +107,9 @@ def _trajectories(source: Source, vidor: MediaRoots, video: str) -> Mapping[str,
     return document
 
 
-def _vidstg_row(source: Source, entry: Mapping[str, Any], vidor: Any, caption: Any, source_id: str) -> dict[str, Any]:
+def _vidstg_row(
+    source: Source, entry: Mapping[str, Any], vidor: Any, caption: Any, source_id: str, asked: Mapping[int, list[str]]
+) -> dict[str, Any]:
     row: dict[str, Any] = {
         "uri": _video(source, f"{entry['vid']}.mp4").uri, "kind": "video", "source_id": source_id,
         "source_media_id": str(entry["vid"]),
@@ -98,8 +117,10 @@ def _vidstg_row(source: Source, entry: Mapping[str, Any], vidor: Any, caption: A
     try:
         if not isinstance(caption, dict) or not isinstance(caption.get("description"), str):
             raise ValueError(f"a caption needs `description` and `target_id`, found {caption!r:.60}")
-        row["hints"] = [hint("phrase", " ".join(caption["description"].split()))]
-        target = caption.get("target_id")
+        target, told = caption.get("target_id"), " ".join(caption["description"].split())
+        row["hints"] = [hint("phrase", told)] if told else []
+        if type(target) is int:
+            row["hints"] += [hint("relation", f"asked of it: {text}") for text in asked.get(target, [])]
         if isinstance(vidor, str):
             raise ValueError(vidor)
         row |= {"width": _size(vidor.get("width")), "height": _size(vidor.get("height"))}
@@ -200,5 +221,5 @@ def _tube(record: Any, row: dict[str, Any]) -> None:
     first_visible(row)
 
 
-VIDSTG = Adapter(1, _vidstg_media, _vidstg_regions, benchmark_splits={"val": "VidSTG val", "test": "VidSTG test"})
+VIDSTG = Adapter(2, _vidstg_media, _vidstg_regions, benchmark_splits={"val": "VidSTG val", "test": "VidSTG test"})
 HCSTVG = Adapter(1, _hcstvg_media, _hcstvg_regions, benchmark_splits={"test": "HC-STVG test", "val": "HC-STVG v2 val"})

@@ -38,6 +38,25 @@ def test_reftext_is_read_without_running_its_pickle(tmp_path, picture, rows_of, 
     assert [hint.text for hint in rows[0].hints] == ["the sign saying STOP"]
 
 
+def test_reftext_words_that_lie_on_the_target_are_hints(tmp_path, picture, rows_of):
+    picture(tmp_path / "images" / "a.jpg")
+    torch.save([("a.jpg", n, [4, 6, 20, 10], "the sign", []) for n in (7, 8, 9)], tmp_path / "r.pth")
+    stop = [["STOP  here", [[6, 8, 8, 4], [8, 8, 4, 4]]], ["HOTEL", [[40, 20, 8, 4]]], ["STOP here", [[4, 6, 9, 9]]]]
+    words = {"7": stop, "8": [["x"]]}
+    (tmp_path / "ocr.json").write_text(json.dumps(words))
+    roles = {"records": str(tmp_path / "r.pth"), "ocr": str(tmp_path / "ocr.json")}
+    config = SourceConfig(format="reftext", annotations=roles, media=str(tmp_path / "images"))
+    rows = rows_of(config)
+    assert [row.reason for row in rows] == [None, "bad_record", None]
+    assert [(hint.kind, hint.text) for hint in rows[0].hints] == [
+        ("phrase", "the sign"), ("attribute", 'bears the text "STOP here"'),
+    ]  # fmt: skip
+    assert [hint.kind for hint in rows[2].hints] == ["phrase"]
+    (tmp_path / "ocr.json").write_text("[]")
+    with pytest.raises(SourceError, match="sample id"):
+        rows_of(config)
+
+
 def test_reftext_boxes_may_be_numpy_arrays(tmp_path):
     torch.save([("a.jpg", 7, np.array([4, 6, 20, 10]), "x", [])], tmp_path / "r.pth")
     config = SourceConfig(format="reftext", annotations=str(tmp_path / "r.pth"), media=str(tmp_path))

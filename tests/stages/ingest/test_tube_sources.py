@@ -87,7 +87,8 @@ def vidstg(tmp_path) -> SourceConfig:
         "trajectories": trajectories})  # fmt: skip
     entries = [
         {"vid": "555", "fps": 10, "used_segment": {"begin_fid": 0, "end_fid": 12}, "used_relation": {},
-         "temporal_gt": {"begin_fid": 2, "end_fid": 7}, "questions": [{"description": "who?", "target_id": 0}],
+         "temporal_gt": {"begin_fid": 2, "end_fid": 7},
+         "questions": [{"description": "who  waves?", "type": "interrogative", "target_id": 0}, {"target_id": 1}],
          "captions": [{"description": "an adult waves", "type": "declarative", "target_id": 0},
                       {"description": "a light", "type": "declarative", "target_id": 1},
                       {"description": "nobody", "type": "declarative", "target_id": 7}]},
@@ -108,7 +109,22 @@ def test_vidstg_captions_follow_their_target_over_the_span(vidstg, rows_of):
         (2, (4, 6, 24, 16)), (3, None), (4, None), (5, (4, 6, 30, 16)), (6, (4, 6, 30, 16)),
     ]  # fmt: skip
     assert (adult.label, phrases(adult)) == ("adult", [("en", "an adult waves")])
+    assert [hint.text for hint in adult.hints if hint.kind == "relation"] == ["asked of it: who waves?"]
     assert (light.label, light.frame_index, light.time_s) == ("traffic light", 5, pytest.approx(0.5))
+
+
+def test_vidstg_targets_of_questions_alone_are_regions_too(vidstg, rows_of):
+    path = Path(vidstg.annotation("captions"))
+    entries = json.loads(path.read_text())
+    entries[0]["questions"] = [{"description": "what shines?", "target_id": 1}]
+    entries[0]["captions"] = entries[0]["captions"][:1]
+    path.write_text(json.dumps(entries[:1]))
+    adult, light = rows_of(vidstg)
+    assert not [hint for hint in adult.hints if hint.kind == "relation"]
+    assert (light.source_id, light.status, light.frame_index) == ("555_0_q1", "ok", 5)
+    assert [(hint.kind, hint.text) for hint in light.hints] == [
+        ("label", "traffic light"), ("relation", "asked of it: what shines?"),
+    ]  # fmt: skip
 
 
 def test_vidstg_lists_each_video_once(vidstg):
