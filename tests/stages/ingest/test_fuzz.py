@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import polars as pl
 import pytest
@@ -23,6 +25,7 @@ from schemas.arrow import from_table
 from schemas.region import Region
 from stages.ingest import rle
 from stages.ingest.base import SourceConfig, SourceError
+from stages.ingest.preview import preview
 from stages.ingest.sources import formats, ingest, list_media
 
 FILES = int(os.environ.get("PERCEIVE_FUZZ", "0"))
@@ -82,7 +85,7 @@ def pickled(folder: Path) -> dict[str, Any]:
 
 def openimages(folder: Path) -> dict[str, Any]:
     path = folder / "boxes.csv"
-    path.write_text("ImageID,LabelName,XMin,XMax,YMin,YMax,IsGroupOf\n" + "a,/m/1,0.1,0.6,0.1,0.7,0\n" * 3)
+    path.write_text("ImageID,LabelName,XMin,XMax,YMin,YMax,IsGroupOf\n" + "a,/m/1,0.0625,0.375,0.125,0.3334,0\n" * 3)
     return {"annotations": {"boxes": str(path)}}
 
 
@@ -169,7 +172,7 @@ SAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "grefcoco": refer_like("grefcoco"),
     "google_refexp": lambda folder: {"annotations": dumped(folder / "g.json", GOOGLE)},
     "reftext": pickled,
-    "rexverse": lambda folder: lines_of("a.tsv", *[{"boxes": [{"bbox": [1, 2, 30, 40], "phrase": "x"}]}] * 3)(folder),
+    "rexverse": lambda folder: lines_of("a.tsv", *[{"boxes": [{"bbox": [4, 6, 24, 16], "phrase": "x"}]}] * 3)(folder),
     "regions": lines_of("r.jsonl", REGION, TRACK, REGION),
     "sav": sav,
     "davis": palette,
@@ -251,6 +254,39 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
         else:
             del out[at if rng.random() < 0.2 else len(out) :]
     return bytes(out)
+
+
+def bright_target(path: Path, **_: Any) -> Path:
+    """A picture with its target where the samples say: yellow on blue, from (4, 6) to (24, 16)."""
+    pixels = np.full((48, 64, 3), (30, 40, 90), np.uint8)
+    pixels[6:16, 4:24] = (240, 220, 60)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, quality=95)
+    return path
+
+
+def film(path: Path) -> None:
+    pixels = np.asarray(Image.open(bright_target(path.with_suffix(".png"))))
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv444p"
+        for _ in range(12):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+
+
+@pytest.mark.parametrize("name", sorted(set(SAMPLES) - {"a2d"}))  # whose masks need h5py: test_tube_sources.py
+def test_a_preview_shows_the_target_of_every_format(name, tmp_path):
+    config = sample(name, tmp_path, bright_target)
+    for video in ("v", "5", "0"):
+        film(tmp_path / "media" / f"{video}.mp4")
+    for photo in ("000000000.jpg", "1.jpg", "COCO_train2014_000000000001.jpg", "act/v/imgs/001.jpg"):
+        bright_target(tmp_path / "media" / photo)
+    pixels = np.asarray(Image.open(io.BytesIO(preview(config, limit=1)))).astype(int)  # 5 pixels a pixel
+    outline, inside, outside = pixels[11 * 5, 4 * 5 + 2], pixels[10 * 5, 10 * 5], pixels[40 * 5, 60 * 5]
+    assert abs(outline - (255, 64, 32)).max() < 60
+    assert abs(inside - (240, 220, 60)).max() < 25 or abs(inside - (248, 142, 46)).max() < 25
+    assert abs(outside - (30, 40, 90)).max() < 25
 
 
 def repeats() -> int:
