@@ -59,13 +59,14 @@ def rescue(
 def plan(
     config: ConfigOrRun,
     sample: Annotated[int, typer.Option(help="How many requests of each task are rendered and counted.")] = 64,
+    probe: Annotated[int, typer.Option(help="Send this many real requests first; the build will not repeat them.")] = 0,
     set_: Overrides = [],
     json: Json = False,
 ) -> None:
-    """Say what the captions of a run will cost in calls, tokens, money, time and disk; sends no request."""
+    """Say what the captions of a run will cost in calls, tokens, money, time and disk; asks nobody without --probe."""
     from jobs.planning import plan_run, show_plan
 
-    made = plan_run(find_config(config, set_), sample)
+    made = plan_run(find_config(config, set_), sample, probe)
     if json:
         print_json(made.model_dump(mode="json"))
     else:

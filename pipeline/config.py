@@ -16,6 +16,7 @@ from stages.chunk import ChunkConfig
 from stages.distill.config import CaptionsConfig
 from stages.ingest.base import SourceConfig
 from stages.ingest.recipes import recipes, with_recipe
+from stages.ingest.sources import benchmark_splits
 from stages.pack.config import PackConfig
 from stages.refine.config import RefineConfig
 from stages.score.groups import ScoreConfig
@@ -46,6 +47,16 @@ class EngineConfig(Record):
         names = [source.name for source in self.sources]
         if doubled := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two sources are named {', '.join(doubled)}; give each its own `name`")
+        return self
+
+    @model_validator(mode="after")
+    def _translations_have_a_source(self) -> EngineConfig:
+        if self.captions.zh == "translate":
+            if self.teacher.backend == "measured":
+                raise ValueError("captions.zh: the measured teacher cannot translate; name a model, or use `pixels`")
+            for name, wants in {"captions": self.default_asked(), **self.asked()}.items():
+                if "zh" in wants.languages and "en" not in wants.languages:
+                    raise ValueError(f"captions.zh: {name} asks for zh by translation and not for en; add en to it")
         return self
 
     def asked(self) -> dict[str, Asked]:
@@ -92,7 +103,11 @@ def _with_recipes(config: EngineConfig) -> EngineConfig:
         named = "tasks" in captions.model_fields_set or (own is not None and own.tasks is not None)
         recipe = table.get(source.format)
         sources.append(source if recipe is None else with_recipe(source, recipe, tasks=not named))
-    return config.model_copy(update={"sources": tuple(sources)})
+    select = config.select
+    if select.benchmark_splits is None:
+        known = {source.name: benchmark_splits(source) for source in sources}
+        select = select.model_copy(update={"benchmark_splits": {name: found for name, found in known.items() if found}})
+    return config.model_copy(update={"sources": tuple(sources), "select": select})
 
 
 def _with_paths(config: EngineConfig, base: Path) -> EngineConfig:

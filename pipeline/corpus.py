@@ -173,6 +173,25 @@ def distill_units(
     return to_units(caption_keys(frame, task, language), unit)
 
 
+_SOURCE = {"status": "source_status", "text": "source_text"} | {
+    part: f"source_{part}" for part in ("label", "definition", "function")
+}
+
+
+def translation_units(
+    regions: pl.DataFrame, captions: pl.DataFrame, task: Task, language: Language, unit: type[Record]
+) -> pa.Table:
+    """Units of translation from `masked` regions of which it is asked and the English captions of the same task.
+
+    The digest is that of the English caption: a text that stays as it is is not translated again.
+    """
+    told = captions.filter((pl.col("task") == task) & (pl.col("language") == "en"))
+    told = told.select("region_key", "event_index", "digest", *_SOURCE).rename(_SOURCE)
+    frame = regions.join(told, on="region_key", how="inner", maintain_order="left")
+    frame = frame.with_columns(input_digest=digest(frame, ["digest"]))
+    return to_units(caption_keys(frame, task, language), unit)
+
+
 _EVENT_COLUMNS = (
     "region_key", "event_index", "num_events", "start_frame", "end_frame", "start_s", "end_s", "visible_share",
     "absent", "motion",

@@ -131,6 +131,11 @@ class Stages:
     score: dict[str, Stage]
 
 
+def ledger_url(config: EngineConfig) -> str:
+    """Where a run keeps its ledger."""
+    return f"{config.run.rstrip('/')}/{LEDGER}"
+
+
 def build_stages(
     config: EngineConfig, forgive_before: float = 0.0, taken_down: TakenDown = NOTHING_TAKEN_DOWN
 ) -> Stages:
@@ -139,10 +144,11 @@ def build_stages(
     Attempts at captions from before `forgive_before` (seconds since 1970) do not count against a request any more.
     Media that were `taken_down` are not probed.
     """
-    ledger = f"{config.run.rstrip('/')}/{LEDGER}"
+    ledger = ledger_url(config)
     asked = [config.default_asked(), *config.asked().values()]
     pairs = {(task, language) for ask in asked for task in ask.tasks or () for language in ask.languages}
     pairs |= {(task, language) for language in config.captions.languages for task in corpus.VIDEO_TASKS}
+    pairs |= {(task, "en") for task, language in pairs if config.captions.translates(language)}
     # Minute limits are the account's: they are divided among all stages that may ask at the same time.
     share = len(pairs) * max(1, config.runner.workers.get("net", 1))
     return Stages(
@@ -262,11 +268,20 @@ class Corpus:
         wanted = corpus.asked_of(masked, asked, default, *pair)
         return corpus.distill_units(wanted, events, *pair, self.stages.distill[pair].unit)
 
+    def translation_units(self, pair: tuple[Task, Language], captions: pl.DataFrame) -> pa.Table:
+        """Units of one task in a language into which these English captions are translated."""
+        wanted = corpus.asked_of(self.masked, self.config.asked(), self.config.default_asked(), *pair)
+        return corpus.translation_units(wanted, captions, *pair, self.stages.distill[pair].unit)
+
     @cached_property
     def distill(self) -> dict[tuple[Task, Language], Step]:
-        steps = {}
-        for pair, stage in self.stages.distill.items():
-            units = self.distill_units(pair, self.masked, self.chunk.rows)
+        steps: dict[tuple[Task, Language], Step] = {}
+        translated = self.config.captions.translates
+        for pair, stage in sorted(self.stages.distill.items(), key=lambda item: translated(item[0][1])):
+            if translated(pair[1]):
+                units = self.translation_units(pair, steps[pair[0], "en"].rows)
+            else:
+                units = self.distill_units(pair, self.masked, self.chunk.rows)
             steps[pair] = self.step(f"distill/{pair[0]}/{pair[1]}", stage, units, Caption)
         return steps
 

@@ -16,6 +16,7 @@ from schemas.arrow import arrow_schema
 from schemas.caption import Language, Task
 from schemas.event import Event
 from stages.base import AsyncStage, Stage
+from stages.distill.video import StreamStage
 from stages.score.duplicates import TABLE as CORPUS_TABLE
 from stages.score.duplicates import corpus_scores
 
@@ -31,12 +32,18 @@ def refine_to_distill(session: Session, names: Collection[str]) -> None:
     if with_refine:
         nodes.append(_node(session, now.refine))
         refining = bool(len(nodes[0].units))
+    chunking = refining
     if with_chunk:
         nodes.append(_node(session, now.chunk, "refine" if refining else None, _chunk_of(session, now)))
+        chunking = refining or bool(len(nodes[-1].units))
     if with_distill:
         for pair, step in now.distill.items():
+            if session.config.captions.translates(pair[1]):
+                english = f"distill/{pair[0]}/en"
+                nodes.append(_node(session, step, english, _translation_of(session, now, pair)))
+                continue
             after = None
-            if refining or (with_chunk and len(nodes[-1].units)):
+            if chunking:
                 after = "chunk" if pair[0] in corpus.VIDEO_TASKS and with_chunk else "refine" if refining else None
             nodes.append(_node(session, step, after, _distill_of(session, now, pair, after)))
     session.run_nodes(nodes)
@@ -54,12 +61,12 @@ def score_captions(session: Session) -> None:
             stage = carry.group.stage
             session.writer.commit_table(stage.table, carry.group.fingerprint, carry.rows(session), "caption_key")
     steps = session.corpus().score.values()
-    session.run_nodes([_node(session, step) for step in steps if not (session.free and _asks(step.stage))])
+    session.run_nodes([_node(session, step) for step in steps if not (session.free and asks(step.stage))])
     _compare(session)
     session.snapshot()
 
 
-def _asks(stage: Stage) -> bool:
+def asks(stage: Stage) -> bool:
     """Whether a stage asks a teacher."""
     return isinstance(stage, AsyncStage) and stage.waits
 
@@ -80,13 +87,13 @@ def pool_of(stage: Stage, name: str) -> str:
     """GPU stages have a pool each, those that wait on a network share one, all others share the CPUs."""
     if stage.resources.num_gpus:
         return f"gpu-{name.partition('/')[0]}"
-    return "net" if _asks(stage) else "cpu"
+    return "net" if asks(stage) else "cpu"
 
 
 def _node(session: Session, step: Step, after: str | None = None, derive: Derive | None = None) -> Node:
     stage = step.stage
     units = step.pending(session.retry)
-    if step.name.startswith("distill/stream"):
+    if isinstance(stage, StreamStage):
         units = corpus.with_earlier(units, step.rows, stage.unit)
     return Node(
         name=step.name,
@@ -114,6 +121,14 @@ def _fresh(step: Step, units: pa.Table) -> pa.Table:
 def _chunk_of(session: Session, now: Corpus) -> Derive:
     def derive(rows: pa.Table) -> pa.Table:
         return _fresh(now.chunk, corpus.chunk_units(_masked_by(now, rows), session.stages.chunk.unit))
+
+    return derive
+
+
+def _translation_of(session: Session, now: Corpus, pair: tuple[Task, Language]) -> Derive:
+    def derive(rows: pa.Table) -> pa.Table:
+        told = pl.DataFrame(pl.from_arrow(rows))
+        return _fresh(now.distill[pair], session.corpus().translation_units(pair, told))
 
     return derive
 

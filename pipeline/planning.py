@@ -14,7 +14,7 @@ from pipeline.engine import Corpus, Stages, ledger_url
 from pipeline.plan import DEFAULT_SAMPLE, Asked, Local, Plan, plan, sample_rows, shared
 from pipeline.settings import ConfigError
 from schemas.arrow import to_table
-from schemas.base import Box
+from schemas.base import Box, Record
 from schemas.caption import Language, Task
 from schemas.event import Event
 from schemas.geometry import FrameMask, Rle, TrackPoint
@@ -22,6 +22,7 @@ from schemas.keys import digest_value
 from schemas.mask import Mask
 from stages.base import checked
 from stages.distill.stage import DistillStage
+from stages.distill.translation import TranslateStage
 from stages.masks import area, from_polygons
 from stages.teachers.cache import answered
 
@@ -76,11 +77,30 @@ def _refined(corpus: Corpus) -> bool:
 
 
 def _pending(corpus: Corpus) -> list[Asked]:
-    return [
-        Asked(step.stage, total=len(units), units=units)
-        for step in corpus.distill.values()
-        if len(units := step.pending()) and isinstance(step.stage, DistillStage)
-    ]
+    found = []
+    for (task, language), step in corpus.distill.items():
+        units, total = step.pending(), 0
+        if corpus.config.captions.translates(language):
+            coming = corpus.distill[task, "en"].pending()
+            total = len(coming)
+            units = units if len(units) or not total else translations_of(coming, task, step.stage.unit)
+            total += len(step.pending())
+        if len(units) and isinstance(step.stage, DistillStage):
+            found.append(Asked(step.stage, total=total or len(units), units=units))
+    return found
+
+
+_TYPICAL_WORDS: dict[Task, int] = {"label": 2, "explain": 20, "brief": 16, "detailed": 95, "video": 70, "stream": 30}
+_TYPICAL = "a small red cup with two round handles that stands on a wooden table beside an open book"
+
+
+def translations_of(units: pa.Table, task: Task, unit: type[Record]) -> pa.Table:
+    """Units of translation for captions that are not there yet: English texts of the usual length stand in."""
+    text = " ".join((_TYPICAL.split() * 6)[: _TYPICAL_WORDS[task]])
+    parts = {"source_text": text, "source_label": "red cup", "source_definition": text, "source_function": text}
+    told = {name: pl.lit(part) for name, part in parts.items()}
+    frame = pl.DataFrame(pl.from_arrow(units)).with_columns(source_status=pl.lit("ok"), **told)
+    return frames.to_units(frame, unit)
 
 
 def _expected(corpus: Corpus, sample: int) -> list[Asked]:
@@ -96,6 +116,9 @@ def _expected(corpus: Corpus, sample: int) -> list[Asked]:
 
 def rough_units(stages: Stages, wanted: pl.DataFrame, pair: tuple[Task, Language], sample: int) -> pa.Table:
     """Units of a spread sample of regions, their sources' marks in place of refined masks."""
+    stage = stages.distill[pair]
+    if isinstance(stage, TranslateStage):
+        return translations_of(rough_units(stages, wanted, (pair[0], "en"), sample), pair[0], stage.unit)
     step = max(1, len(wanted) // (2 * sample))
     some = wanted.gather_every(step)
     masks = [mask for row in some.iter_rows(named=True) if (mask := rough_mask(row)) is not None]

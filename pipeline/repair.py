@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from pipeline.build import run_phases
-from pipeline.engine import LEDGER
+from pipeline.engine import ledger_url
 from pipeline.flow import pool_of
 from pipeline.output import decisions
 from pipeline.session import Session
@@ -38,8 +38,10 @@ def _strip(session: Session, plan: pl.DataFrame) -> None:
 
 def _ask(session: Session, plan: pl.DataFrame) -> None:
     now, config, nodes = session.corpus(), session.config, []
-    ledger = f"{config.run.rstrip('/')}/{LEDGER}"
+    ledger = ledger_url(config)
     for (task, language), step in now.distill.items():
+        if config.captions.translates(language):
+            continue  # a translation follows its English caption
         mine = plan.filter((pl.col("task") == task) & (pl.col("language") == language))
         if not len(mine.filter(pl.col("repair") == "ask")):
             continue

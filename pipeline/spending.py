@@ -6,7 +6,7 @@ import re
 import time
 
 from pipeline.config import EngineConfig
-from pipeline.engine import LEDGER
+from pipeline.engine import ledger_url
 from pipeline.plan import Plan
 from pipeline.report.data import CostRow
 from pipeline.settings import ConfigError
@@ -36,11 +36,6 @@ def dollars(text: str) -> float:
     return float(found["amount"])
 
 
-def ledger_url(config: EngineConfig) -> str:
-    """Where a run keeps its ledger."""
-    return f"{config.run.rstrip('/')}/{LEDGER}"
-
-
 def spent(config: EngineConfig) -> Usage:
     """Tokens and dollars of all replies of a run; `config` with its secrets (`runtime`).
 
@@ -57,8 +52,20 @@ def keep_plan(config: EngineConfig, plan: Plan) -> None:
     """Keeps a plan with its run, in place of an earlier one, to be compared with what it will have cost."""
     live = config.runtime()
     made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    kept = KeptPlan(made=made, spent_usd=spent(live).cost_usd or 0.0, plan=plan)
+    bought = cache.spent(ledger_url(live), live.storage_options)
+    kept = KeptPlan(made=made, spent_usd=bought.cost_usd or 0.0, plan=plan)
     Run.open(live.run, live.storage_options).store.write_durable(PLAN_FILE, kept.model_dump_json(indent=2).encode())
+
+
+def kept_plan(config: EngineConfig) -> Plan | None:
+    """The plan that was made last, if any."""
+    kept = _kept(config.runtime())
+    return kept.plan if kept else None
+
+
+def _kept(live: EngineConfig) -> KeptPlan | None:
+    store = Run.open(live.run, live.storage_options).store
+    return KeptPlan.model_validate_json(store.read(PLAN_FILE)) if store.exists(PLAN_FILE) else None
 
 
 def cost_rows(config: EngineConfig) -> list[CostRow]:
@@ -77,9 +84,8 @@ def cost_rows(config: EngineConfig) -> list[CostRow]:
         )
         for name, part in cache.by_model(ledger_url(live), live.storage_options).items()
     ]
-    store = Run.open(live.run, live.storage_options).store
-    if store.exists(PLAN_FILE):
-        kept = KeptPlan.model_validate_json(store.read(PLAN_FILE))
+    kept = _kept(live)
+    if kept is not None:
         batch = kept.plan.teacher == "openai_batch"
         planned = kept.plan.batch_usd if batch else kept.plan.online_usd
         if planned is not None:

@@ -78,9 +78,19 @@ class Decision(Row):
     """A policy's word on one caption; `reasons` names every rule that spoke against it, the first is `reason`."""
 
     key_field: ClassVar[str] = "caption_key"
-    content: ClassVar[tuple[str, ...]] = ("caption_key", "status", "reason")
 
     caption_key: Key
     region_key: Key
     reasons: list[str] = []
     policy: str
+
+
+class HumanVerdict(Row):
+    """A person's word on one caption, which overrides every policy; `input_digest` is the caption's digest: the word
+    is on this text and no other."""
+
+    key_field: ClassVar[str] = "caption_key"
+
+    caption_key: Key
+    region_key: Key
+    verdict: Literal["keep", "drop"]

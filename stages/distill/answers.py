@@ -48,9 +48,7 @@ _Clean = BeforeValidator(normalise)
 Label = Annotated[str, _said("The noun that people use for a thing of this kind.", "{1,80}"), _Clean]
 Definition = Annotated[str, _said("What a thing of this kind is, as a dictionary would say it."), _Clean, _at_most(480)]
 Function = Annotated[str, _said("The role of this one thing in its surroundings."), _Clean, _at_most(480)]
-Brief = Annotated[
-    str, _said("One sentence that tells the target from others of its kind."), _Clean, _at_most(400)
-]
+Brief = Annotated[str, _said("One sentence that tells the target from others of its kind."), _Clean, _at_most(400)]
 Detailed = Annotated[str, _said("The target described in full."), _Clean, _at_most(2000)]
 Video = Annotated[str, _said("The target over the whole video, in order of time."), _Clean, _at_most(1600)]
 EventText = Annotated[str, _said("What is new about the target in this event."), _Clean, _at_most(800)]

@@ -23,19 +23,27 @@ class Asked:
 
 
 async def ask(
-    teacher: Teacher, request: TeacherRequest, retry: RetryConfig, repair: Callable[[str], str], other_view: OtherView
+    teacher: Teacher,
+    request: TeacherRequest,
+    retry: RetryConfig,
+    repair: Callable[[str], str],
+    other_view: OtherView,
+    wrong: Callable[[str], str | None] = lambda text: None,
 ) -> Asked:
     """Asks until there is an answer or the rules end.
 
     Truncated: again with a higher limit. Invalid: a turn that shows the error. Refused: through another view, if
     `other_view` makes one. Unavailable: the client has tried already. Each rule has its own count; a reply from the
-    ledger counts like a new one, so that a restart goes on where the last run stopped.
+    ledger counts like a new one, so that a restart goes on where the last run stopped. `wrong` says why an answer that
+    is valid by its schema is invalid after all.
     """
     left = {"truncated": retry.truncated, "invalid": retry.invalid, "refused": retry.refused}
     used = Usage()
     attempts = 0
     while True:
         reply = await teacher.ask(request)
+        if reply.outcome == "answer" and (why := wrong(reply.text or "")):
+            reply = reply.model_copy(update={"outcome": "invalid", "message": why})
         attempts += 1
         used = added(used, reply.usage)
         asked = Asked(reply, request, attempts, used)

@@ -9,6 +9,7 @@ from schemas.caption import Language, Task
 from stages.distill.config import CaptionsConfig
 from stages.distill.recipe import recipe_for
 from stages.distill.stage import DistillStage
+from stages.distill.translation import TranslateStage
 from stages.distill.video import StreamStage, VideoStage
 from stages.teachers.config import TeacherConfig
 from stages.teachers.source import TeacherSource
@@ -35,4 +36,6 @@ def build_distill(
     recipe = recipe_for(teacher, captions, task, language)
     options = dict(storage_options or {})
     stage = {"video": VideoStage, "stream": StreamStage}.get(task, DistillStage)
+    if recipe.translates:
+        stage = TranslateStage
     return stage(recipe, TeacherSource(teacher, ledger, options, forgive_before), options)

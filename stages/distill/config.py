@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -30,8 +30,9 @@ class CaptionsConfig(Record):
     `sources` overrides tasks and languages by the name of a source. `views` overrides a prompt's own views by task.
     `combined` asks for the image tasks of a region in one request, which each task then reads; `history` is how many
     earlier event captions a streaming prompt carries (PAM uses one). `hints` shows the teacher what the source says of
-    the target. `prompts` is a folder whose prompts go before the package's. `pictures` and `clips` say how views are
-    drawn.
+    the target. `zh` says where Chinese captions come from: `pixels`, like English ones, or `translate`: the English
+    caption, translated by the teacher and checked. `prompts` is a folder whose prompts go before the package's.
+    `pictures` and `clips` say how views are drawn.
     """
 
     tasks: tuple[Task, ...] = IMAGE_TASKS
@@ -41,6 +42,7 @@ class CaptionsConfig(Record):
     combined: bool = False
     history: int = Field(default=1, ge=0, le=16)
     hints: bool = True
+    zh: Literal["pixels", "translate"] = "pixels"
     prompts: str | None = None
     pictures: ViewConfig = ViewConfig()
     clips: ClipViewConfig = ClipViewConfig()
@@ -60,6 +62,10 @@ class CaptionsConfig(Record):
         tasks = self.tasks if own.tasks is None else own.tasks
         languages = self.languages if own.languages is None else own.languages
         return [(task, language) for task in tasks for language in languages]
+
+    def translates(self, language: Language) -> bool:
+        """Whether captions in this language are translations."""
+        return language == "zh" and self.zh == "translate"
 
     def pairs(self) -> list[tuple[Task, Language]]:
         """Every task and language pair that some source may get, each once."""

@@ -19,6 +19,9 @@ from stages.teachers.protocol import Message, Picture, Subject, TeacherRequest, 
 from stages.views.config import ViewConfig
 from stages.views.storyboard import ClipViewConfig
 
+TRANSLATION_CHECKS = 1
+"""The version of what a translation is checked for (stages/distill/translation.py)."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -34,6 +37,7 @@ class Recipe:
     history: int
     hints: bool
     teacher: TeacherConfig
+    translates: bool = False
 
     def settings(self) -> dict[str, Any]:
         """The fingerprint's part of the recipe, as plain JSON values."""
@@ -44,6 +48,8 @@ class Recipe:
             "answer": digest_value(json.dumps(json_schema(self.answer), sort_keys=True)).hex(),
             "teacher": self.teacher.settings(),
         }
+        if self.translates:
+            return common | {"translates": "en", "checks": TRANSLATION_CHECKS}
         if self.task == "stream":
             common["history"] = self.history
         if self.teacher.backend == "measured":
@@ -98,17 +104,20 @@ class Recipe:
 def recipe_for(teacher: TeacherConfig, captions: CaptionsConfig, task: Task, language: Language) -> Recipe:
     """The recipe of a task in a language. Raises `PromptError` or `ValueError` for a prompt that does not fit."""
     folders = [captions.prompts] if captions.prompts else []
+    translates = captions.translates(language)
     combined = captions.combined and task in IMAGE_TASKS
-    prompt = for_task("combined" if combined else task, language, folders)
+    own = for_task(task, language, folders)
+    prompt = for_task("translate" if translates else "combined", language, folders) if translates or combined else own
     return Recipe(
         task=task,
         language=language,
         prompt=prompt,
-        answer=answer_model(prompt.schema_name),
-        views=captions.views.get(task) or tuple(prompt.views),
+        answer=answer_model(own.schema_name if translates else prompt.schema_name),
+        views=() if translates else captions.views.get(task) or tuple(prompt.views),
         pictures=captions.pictures,
         clips=captions.clips,
         history=captions.history,
         hints=captions.hints,
         teacher=teacher,
+        translates=translates,
     )

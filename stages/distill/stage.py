@@ -11,6 +11,7 @@ import pyarrow as pa
 from schemas.arrow import from_table, to_table
 from schemas.caption import Caption
 from stages.base import AsyncStage, Funds, Resources, UnitError, all_or_error
+from stages.distill.answers import Answer
 from stages.distill.asking import Asked, ask
 from stages.distill.clips import prompt_frame
 from stages.distill.recipe import Recipe
@@ -137,8 +138,15 @@ class DistillStage(AsyncStage):
                 seen[:] = [other]
             return again
 
-        done = await ask(self._teacher, request, recipe.teacher.retry, recipe.prompt.repair, other_view)
+        def wrong(text: str) -> str | None:
+            return self.wrong(unit, recipe.answer.model_validate_json(text))
+
+        done = await ask(self._teacher, request, recipe.teacher.retry, recipe.prompt.repair, other_view, wrong)
         return self.answered(unit, done, seen, history)
+
+    def wrong(self, unit: CaptionUnit, answer: Answer) -> str | None:
+        """What is wrong with an answer that is valid by its schema; None where nothing is."""
+        return None
 
     def _requests_through(self, unit: CaptionUnit, views: Sequence[str]) -> TeacherRequest | None:
         """The unit asked through other views; None where these cannot be drawn."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from schemas.base import Box, Key, Record
+from schemas.base import Box, Key, Record, Status
 from schemas.caption import NO_EVENT, Language, Task
 from schemas.geometry import FrameMask, Rle
 from schemas.media import MediaKind
@@ -68,3 +68,26 @@ class StreamUnit(CaptionUnit):
     absent: bool
     motion: str | None = None
     earlier: list[EarlierCaption] | None = None
+
+
+class TranslationUnit(CaptionUnit):
+    """A caption in another language out of the English one, whose status and parts are the unit's input.
+
+    `source_text` is the whole English caption; of an explanation the other three hold its parts.
+    """
+
+    source_status: Status
+    source_text: str | None = None
+    source_label: str | None = None
+    source_definition: str | None = None
+    source_function: str | None = None
+
+    def source_parts(self) -> dict[str, str]:
+        """The English text by the answer field that its translation goes into."""
+        parts = {
+            "caption": self.source_text,
+            "label": self.source_label,
+            "definition": self.source_definition,
+            "function": self.source_function,
+        }
+        return {name: text for name, text in parts.items() if text is not None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -51,6 +52,41 @@ def by_model(url: str, storage_options: dict[str, Any] | None = None) -> dict[st
         before = found.get(name, Bought())
         found[name] = Bought(replies=before.replies + 1, usage=added(before.usage, entry.usage))
     return found
+
+
+class Answered(Record):
+    """What answers to one prompt have been like: how many, their mean tokens, the median seconds of a reply."""
+
+    replies: int
+    completion_tokens: float
+    seconds: float | None
+
+
+def answered(
+    url: str, model: str, storage_options: dict[str, Any] | None = None, most: int = 20_000
+) -> dict[str, Answered]:
+    """The answers that a model has given, by prompt id, out of the latest replies of a ledger (about `most`)."""
+    segments = Segments(url, storage_options)
+    tokens: dict[str, list[int]] = {}
+    waits: dict[str, list[float]] = {}
+    seen = 0
+    for name in reversed(segments.names()):
+        if seen >= most:
+            break
+        with segments.open(name) as stream:
+            for _, _, entry in read_records(stream):
+                seen += 1
+                if entry.model == model and entry.outcome == "answer" and "prompt" in entry.tags:
+                    tokens.setdefault(entry.tags["prompt"], []).append(entry.usage.completion_tokens)
+                    waits.setdefault(entry.tags["prompt"], []).extend([entry.seconds] if entry.seconds else [])
+    return {
+        prompt: Answered(
+            replies=len(counts),
+            completion_tokens=statistics.fmean(counts),
+            seconds=statistics.median(waits[prompt]) if waits[prompt] else None,
+        )
+        for prompt, counts in tokens.items()
+    }
 
 
 def stats(url: str, storage_options: dict[str, Any] | None = None) -> CacheStats:

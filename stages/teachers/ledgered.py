@@ -43,12 +43,14 @@ class LedgeredTeacher(Teacher):
         await self._teacher.stop()
 
     async def _buy(self, request: TeacherRequest) -> Reply:
+        began = time.monotonic()
         reply = await self._teacher.ask(request)
         if reply.outcome != "unavailable":
-            await asyncio.wrap_future(self._ledger.append(self._entry(request, reply)))
+            entry = self._entry(request, reply, time.monotonic() - began)
+            await asyncio.wrap_future(self._ledger.append(entry))
         return reply
 
-    def _entry(self, request: TeacherRequest, reply: Reply) -> Entry:
+    def _entry(self, request: TeacherRequest, reply: Reply, seconds: float) -> Entry:
         return Entry(
             request=request.digest,
             outcome=reply.outcome,
@@ -59,6 +61,7 @@ class LedgeredTeacher(Teacher):
             teacher=self.name,
             model=request.model,
             created_s=time.time(),
+            seconds=round(seconds, 3),
             tags=dict(request.tags),
         )
 

@@ -41,7 +41,10 @@ _COLUMNS: tuple[tuple[str, str], ...] = (
 
 
 class Entry(Record):
-    """One billed reply. `request` is the digest of the canonical request; `tags` say what it was about."""
+    """One billed reply. `request` is the digest of the canonical request; `tags` say what it was about.
+
+    `seconds` is how long it was waited for.
+    """
 
     request: Key
     outcome: Outcome
@@ -52,6 +55,7 @@ class Entry(Record):
     teacher: str
     model: str
     created_s: float
+    seconds: float | None = None
     tags: dict[str, str] = {}
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.build import build
+from jobs.planning import plan_run
+from pipeline.build import build, status
 from pipeline.looking import open_corpus
 from pipeline.planning import plan_corpus
+from pipeline.settings import ConfigError
+from pipeline.spending import kept_plan
 
 
 @pytest.mark.slow
@@ -30,3 +34,32 @@ def test_a_plan_before_refine_agrees_with_the_plan_after_it(make_world: Any, tmp
     after = plan_corpus(open_corpus(world.config()))
     assert after.online_usd is not None
     assert after.online_usd.likely == pytest.approx(before.online_usd.likely, rel=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_a_probe_sends_so_many_requests_and_the_build_does_not_repeat_them(
+    make_world: Any, teacher_server: Callable[..., Any], tmp_path: Path
+) -> None:
+    server = teacher_server(latency_s=0.02)
+    world = make_world(tmp_path, images=4)
+    world.settings["teacher"] = {"backend": "openai", "model": "gpt-4o", "base_url": server.url}
+    world.save()
+    build(world.config(), phases=("ingest", "select"))
+    with pytest.raises(ConfigError, match="perceive run refine"):
+        plan_run(world.config(), sample=4, probe=5)
+    build(world.config(), phases=("refine", "chunk"))
+    blind = plan_run(world.config(), sample=4)
+    assert not server.chats, "without a probe no request is sent"
+    told = plan_run(world.config(), sample=4, probe=5)
+    assert len(server.chats) == 5
+    assert sum(task.answers for task in told.tasks) == 5
+    assert all(
+        task.hours is not None and not before.answers for task, before in zip(told.tasks, blind.tasks, strict=True)
+    )
+    assert kept_plan(world.config()) == told
+    build(world.config(), phases=("distill",))
+    captions = status(world.config())["distill"].ok
+    assert len(server.chats) == captions, "what the probe bought is not bought again"
+    planned = sum(task.completion_tokens.likely / 1.03 for task in told.tasks)
+    assert planned == pytest.approx(server.completion_tokens, rel=0.2)

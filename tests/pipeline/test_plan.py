@@ -20,7 +20,8 @@ from stages.distill import CaptionsConfig, build_distill
 from stages.distill.units import CaptionUnit
 from stages.masks import encode
 from stages.shapes.scene import draw_scene
-from stages.teachers.config import TeacherConfig
+from stages.teachers.cache import Answered
+from stages.teachers.config import LimitsConfig, TeacherConfig
 from stages.teachers.pricing import ImageRule, price_of, text_tokens
 
 
@@ -93,6 +94,42 @@ def test_the_plan_is_within_ten_percent_of_what_the_server_counts(
     assert planned.batch_usd.likely == pytest.approx(planned.online_usd.likely / 2)
     actual = sum(row["cost_usd"] for row in rows["usage"].to_pylist())
     assert planned.online_usd.low < actual < planned.online_usd.high
+
+
+def test_combined_tasks_are_planned_as_the_one_request_that_they_share(tmp_path: Path) -> None:
+    config = TeacherConfig(backend="openai", model="gpt-4o")
+    tasks: tuple[Task, ...] = ("label", "explain", "brief", "detailed")
+    sums = {}
+    for combined in (True, False):
+        captions = CaptionsConfig(combined=combined)
+        asked = [
+            Asked(
+                build_distill(config, captions, task, "en", str(tmp_path / "l")), 8, units_of(tmp_path, task, "en", 4)
+            )
+            for task in tasks
+        ]
+        made = plan(config, asked, Local(), sample=4)
+        assert [task.captions for task in made.tasks] == [8] * 4
+        sums[combined] = sum(task.calls.likely for task in made.tasks), sum(t.prompt_tokens.likely for t in made.tasks)
+        if combined:
+            assert sum("together" in (task.note or "") for task in made.tasks) == 3
+    assert sums[True][0] == sums[False][0] / 4
+    assert sums[True][1] < sums[False][1] / 3
+
+
+def test_answers_in_the_ledger_calibrate_the_plan(tmp_path: Path) -> None:
+    config = TeacherConfig(backend="openai", model="gpt-4o", limits=LimitsConfig(in_flight=10, requests_per_minute=60))
+    stage = build_distill(config, CaptionsConfig(), "brief", "en", str(tmp_path / "l"))
+    asked = [Asked(stage, 3600, units_of(tmp_path, "brief", "en", 2))]
+    (blind,) = plan(config, asked, Local()).tasks
+    known = {"brief.en": Answered(replies=24, completion_tokens=20.0, seconds=2.0)}
+    (told,) = plan(config, asked, Local(), answered=known).tasks
+    assert blind.hours is None
+    assert told.completion_tokens.likely == pytest.approx(20 * told.calls.likely)
+    spreads = [task.completion_tokens.high / task.completion_tokens.low for task in (told, blind)]
+    assert spreads[0] < 0.5 * spreads[1]
+    assert told.hours is not None
+    assert told.hours.likely == pytest.approx(told.calls.likely / 3600), "the quota of one request a second bounds it"
 
 
 def test_measured_runs_cost_nothing_and_still_plan_hours_and_disk(tmp_path: Path) -> None:

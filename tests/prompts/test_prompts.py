@@ -18,7 +18,8 @@ from stages.distill.answers import answer_model
 CONTEXT: dict[str, Any] = {
     "label": "dog", "definitions": ["a domestic animal"], "phrases": ["the dog on the left"], "views": ["crop_mask"],
     "mark": 1, "duration_s": 4.0, "times": "0.1, 1.0", "events": [], "event_index": 1, "num_events": 3, "start_s": 1.0,
-    "end_s": 2.0, "absent": False, "motion": "moving right", "history": ["A dog runs."], "source_text": "A dog.",
+    "end_s": 2.0, "absent": False, "motion": "moving right", "history": ["A dog runs."],
+    "parts": {"label": "dog", "definition": "A domestic animal.", "function": "It guards the yard."},
 }  # fmt: skip
 
 
@@ -38,7 +39,8 @@ def test_every_prompt_renders_and_names_an_answer(prompt_id: str) -> None:
     assert "{{" not in turns.user
     assert "{%" not in turns.user
     assert "not a JSON object" in prompt.repair("not a JSON object")
-    fields = answer_model(prompt.schema_name).model_fields
+    schema = "ExplainAnswer" if prompt.schema_name == "OfTask" else prompt.schema_name
+    fields = answer_model(schema).model_fields
     assert all(f'"{field}"' in turns.user for field in fields), "the prompt states the shape of the answer"
 
 

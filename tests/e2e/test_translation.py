@@ -1,0 +1,75 @@
+"""Chinese by translation in a run: it follows the English captions, waits for them and is blocked with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.build import build, status
+from pipeline.looking import open_corpus
+from pipeline.planning import plan_corpus
+from pipeline.settings import ConfigError
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def answer(chat: Any) -> dict[str, str]:
+    if "译成中文" in chat.text:
+        return {"caption": "一个红色的小物体。"}
+    return {"caption": "A small red thing."}
+
+
+@pytest.mark.slow
+def test_translations_follow_their_english_captions(
+    make_world: Any, teacher_server: Callable[..., Any], tmp_path: Path
+) -> None:
+    refuse = [True]
+
+    def verdict(chat: Any) -> str:
+        named = chat.text.split("call the target: ")
+        return "refused" if refuse[0] and len(named) > 1 and named[1].startswith("circle") else "answer"
+
+    server = teacher_server(answer=answer, verdict=verdict)
+    world = make_world(tmp_path, images=8)
+    world.settings["teacher"] = {"backend": "openai", "model": "m", "base_url": server.url}
+    world.settings["captions"] = {"tasks": ["brief"], "languages": ["en", "zh"], "zh": "translate"}
+    world.save()
+    config = world.config()
+    build(config, phases=("ingest", "select"))
+    plans = [plan_corpus(open_corpus(config), sample=4)]
+    build(config, phases=("refine", "chunk"))
+    plans.append(plan_corpus(open_corpus(config), sample=4))
+    regions = len(open_corpus(config).located)
+    for made in plans:
+        assert [(t.language, t.captions) for t in made.tasks if t.task == "brief"] == [("en", regions), ("zh", regions)]
+        tokens = {t.language: t.prompt_tokens.likely for t in made.tasks}
+        assert 0 < tokens["zh"] < tokens["en"], "texts are asked about without pictures"
+    first = build(config, phases=("distill",))
+    counts = status(config)
+    english, chinese = counts["distill/brief/en"], counts["distill/brief/zh"]
+    labels = open_corpus(config).located["label"]
+    refused = int((labels == "circle").sum())
+    assert refused, "the drawn world has a circle"
+    assert (english.failed, chinese.blocked) == (refused, refused)
+    assert chinese.ok == english.ok
+    assert first.reasons["distill/brief/zh"] == {"source_failed": refused}
+    assert build(config, phases=("distill",)).rows == 0
+    refuse[0] = False
+    build(config, phases=("distill",), retry=True)
+    assert status(config)["distill/brief/zh"].ok == english.total
+    before = sum(server.billed.values())
+    own = tmp_path / "prompts"
+    own.mkdir()
+    template = Path(__file__).parents[2] / "prompts" / "templates" / "brief.en.md"
+    (own / "brief.en.md").write_text(template.read_text(encoding="utf-8") + "\nBe kind.\n", encoding="utf-8")
+    changed = build(world.config(f"captions.prompts={own}"), phases=("distill",))
+    assert changed.done["distill/brief/en"] == english.total
+    assert "distill/brief/zh" not in changed.done, "the English texts came out as they were: nothing to translate anew"
+    assert sum(server.billed.values()) == before + english.total
+    with pytest.raises(ConfigError, match="add en"):
+        world.config("captions.languages=[zh]")
+    with pytest.raises(ConfigError, match="cannot translate"):
+        world.config("teacher.backend=measured")
