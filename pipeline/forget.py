@@ -215,7 +215,7 @@ def _drop_rows(writer: Writer, records: Sequence[Forgotten]) -> None:
     replaced: dict[str, PartInfo | None] = {}
     for commit in writer.commits():
         part = commit.part
-        rows = pq.read_table(io.BytesIO(writer.store.read(part.path)))
+        rows = _read(writer.store, part.path)
         kept = rows.filter(pc.invert(_about(part.table, rows, records)))
         if len(kept) == len(rows):
             continue
@@ -228,16 +228,21 @@ def _drop_rows(writer: Writer, records: Sequence[Forgotten]) -> None:
         writer.store.delete(replaced)
 
 
+def _read(store: Store, path: str) -> pa.Table:
+    # Not `read_table`, which brings pandas along.
+    return pq.ParquetFile(io.BytesIO(store.read(path))).read()
+
+
 def _about(table: str, rows: pa.Table, records: Sequence[Forgotten]) -> pa.Array:
     """Which rows of a part are about one of the media; of `packed`, the shards that held one."""
-    keys = pa.array({key for record in records for key in (record.media_key, *record.keys)}, pa.binary())
+    keys = pa.array(sorted({key for record in records for key in (record.media_key, *record.keys)}), pa.binary())
     about = pa.array([False] * len(rows))
     for name in _LINKS:
         if name in rows.column_names:
             held = pc.is_in(rows[name].cast(pa.binary()), value_set=keys)
             about = pc.or_(about, held.combine_chunks() if isinstance(held, pa.ChunkedArray) else held)
     if table == _PACKED:
-        shards = pa.array({shard for record in records for shard in record.shards}, pa.string())
+        shards = pa.array(sorted({shard for record in records for shard in record.shards}), pa.string())
         media = {record.media_key for record in records}
         lost = [any(each["media_key"] in media for each in row or []) for row in rows["missing"].to_pylist()]
         about = pc.or_(pc.is_in(rows["shard"].combine_chunks(), value_set=shards), pa.array(lost, pa.bool_()))
@@ -248,7 +253,7 @@ def _rows(store: Store, records: Sequence[Forgotten]) -> dict[str, int]:
     """How many rows of each table are about the media."""
     found: dict[str, int] = {}
     for commit in read_log(store).commits:
-        rows = pq.read_table(io.BytesIO(store.read(commit.part.path)))
+        rows = _read(store, commit.part.path)
         count = pc.sum(_about(commit.part.table, rows, records)).as_py() or 0
         if count:
             found[commit.part.table] = found.get(commit.part.table, 0) + count

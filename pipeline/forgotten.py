@@ -88,8 +88,8 @@ def traces(store: Store, records: Sequence[Forgotten]) -> Iterator[tuple[str, st
 
 
 def _in_columns(stream: IO[bytes], keys: Collection[bytes]) -> str | None:
-    table = pq.read_table(stream)
-    raw, texts = pa.array(keys, pa.binary()), pa.array([key.hex() for key in keys])
+    table = pq.ParquetFile(stream).read()  # not `read_table`, which brings pandas along
+    raw, texts = pa.array(sorted(keys), pa.binary()), pa.array([key.hex() for key in keys])
     for name in table.column_names:
         column = table[name]
         if name == _GROUP:

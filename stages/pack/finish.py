@@ -12,13 +12,14 @@ import orjson
 import polars as pl
 
 from schemas.base import SCHEMA_VERSION
-from stages.pack.card import dataset_card
+from stages.pack.card import MAKERS, Story, dataset_card
 from stages.pack.features import features_of
 from stages.pack.plan import MEDIA_FOLDER, PackPlan
 from stages.pack.select import EXCLUDED_SCHEMA
 from stages.pack.tar import sweep_unfinished, write_bytes
 
 MANIFEST = "manifest.json"
+NO_STORY = Story()
 
 
 class PackIncompleteError(Exception):
@@ -26,14 +27,18 @@ class PackIncompleteError(Exception):
 
 
 def finish_pack(
-    root: str, plan: PackPlan, packed: pl.DataFrame, options: dict[str, Any] | None = None
+    root: str,
+    plan: PackPlan,
+    packed: pl.DataFrame,
+    options: dict[str, Any] | None = None,
+    story: Story = NO_STORY,
 ) -> dict[str, Any]:
     """Writes `regions.parquet`, `features.json`, `<split>/index.json`, `README.md`, and last `manifest.json`.
 
     Returns the manifest.
 
     `root` is the run's folder, `packed` rows of the `packed` table (others than this plan's are ignored). Equal shards
-    give equal files: nothing of time or machine is in them. What killed writers
+    and an equal story give equal files: nothing of time or machine is in them. What killed writers
     left of this plan is deleted, so nobody may be writing it any more.
 
     Raises `PackIncompleteError` where a planned shard has no row.
@@ -51,7 +56,7 @@ def finish_pack(
                 files[f"{split}/{name}.json"] = _wids_index(part, split, plan.folder)
     for folder in (plan.folder, MEDIA_FOLDER):
         sweep_unfinished(f"{root.rstrip('/')}/{folder}", options)
-    manifest = _manifest(plan, rows, index)
+    manifest = _manifest(plan, rows, index, story)
     files["README.md"] = dataset_card(manifest).encode()
     written = {name: write_bytes(f"{base}/{name}", data, options) for name, data in sorted(files.items())}
     manifest["files"] = [{"path": name, "sha256": w.sha256, "num_bytes": w.num_bytes} for name, w in written.items()]
@@ -170,7 +175,7 @@ def _placeholders() -> pl.Expr:
     return pl.when(pl.col("kind") == "media").then(pl.col("missing").list.len()).otherwise(0).cast(pl.Int64)
 
 
-def _manifest(plan: PackPlan, rows: pl.DataFrame, index: pl.DataFrame) -> dict[str, Any]:
+def _manifest(plan: PackPlan, rows: pl.DataFrame, index: pl.DataFrame, story: Story) -> dict[str, Any]:
     good, failed = rows.filter(pl.col("status") == "ok"), rows.filter(pl.col("status") != "ok")
     missing = rows.explode("missing", empty_as_null=True).select(pl.col("missing").struct.field("reason").drop_nulls())
     shards = good.select(
@@ -184,6 +189,7 @@ def _manifest(plan: PackPlan, rows: pl.DataFrame, index: pl.DataFrame) -> dict[s
         "excluded": plan.excluded.select(list(EXCLUDED_SCHEMA)).to_dicts(),
         "missing_samples": missing.group_by("reason").len("count").sort("reason").to_dicts(),
         "failed": failed.select("shard", "reason", "message").to_dicts(),
+        "story": story.model_dump(mode="json"),
     }
 
 
@@ -222,9 +228,6 @@ class Made:
         return [
             {**dict(zip(MAKERS, made, strict=True)), "captions": count} for made, count in sorted(self.captions.items())
         ]
-
-
-MAKERS = ("task", "language", "teacher", "model", "prompt_id", "prompt_hash")
 
 
 def summary(shards: list[dict[str, Any]], index: pl.DataFrame, made: Made, failed_shards: int) -> dict[str, Any]:
