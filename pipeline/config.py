@@ -16,7 +16,6 @@ from stages.chunk import ChunkConfig
 from stages.distill.config import CaptionsConfig
 from stages.ingest.base import SourceConfig
 from stages.ingest.recipes import recipes, with_recipe
-from stages.ingest.sources import benchmark_splits
 from stages.pack.config import PackConfig
 from stages.refine.config import RefineConfig
 from stages.score.groups import ScoreConfig
@@ -105,7 +104,7 @@ def _with_recipes(config: EngineConfig) -> EngineConfig:
         sources.append(source if recipe is None else with_recipe(source, recipe, tasks=not named))
     select = config.select
     if select.benchmark_splits is None:
-        known = {source.name: benchmark_splits(source) for source in sources}
+        known = {s.name: table[s.format].benchmarks for s in sources if s.format in table}
         select = select.model_copy(update={"benchmark_splits": {name: found for name, found in known.items() if found}})
     return config.model_copy(update={"sources": tuple(sources), "select": select})
 

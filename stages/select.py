@@ -8,6 +8,7 @@ that a region's place in the draw does not depend on what else there is: adding 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -36,7 +37,8 @@ class SelectConfig(BaseModel):
     box lies at least `part_containment` within another of its frame and covers at most `part_area` of it: SA-V's part
     masklets. `exclude` names files with
     one media a line (a media key, a perceptual hash `phash:<16 hex>`, a file name, or a source media id): the
-    benchmarks.
+    benchmarks. `benchmark_splits` are splits of sources that are benchmarks themselves, by default those that the
+    sources' formats know; `{}` takes all.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,16 +57,20 @@ class SelectConfig(BaseModel):
     duplicates: Literal["keep_first", "keep_all"] = "keep_first"
     duplicate_iou: float = Field(0.9, gt=0, le=1)
     exclude: tuple[str, ...] = ()
+    benchmark_splits: dict[str, tuple[str, ...]] | None = None
 
 
 def select(regions: pl.LazyFrame | pl.DataFrame, media: pl.DataFrame, config: SelectConfig) -> pl.DataFrame:
     """Selection rows (status, reason, digests) of all regions.
 
     `regions` needs `region_key`, `digest`, `status`, `media_key`, `source`, `source_media_id`, `uri`, `label`, `box`,
-    `is_crowd`, `is_group`, `is_part`, `kind`, `frame_index`; `media` needs `media_key`, `group_key`, `phash`.
+    `is_crowd`, `is_group`, `is_part`, `kind`, `frame_index`, and `split` with `benchmark_splits`; `media` needs
+    `media_key`, `group_key`, `phash`.
     """
     frame = _prepared(regions.lazy().collect(), media, config)
     frame = frame.with_columns(_rules(config).alias("reason"))
+    if config.benchmark_splits:
+        frame = _strike(frame, _of_splits(regions.lazy(), config.benchmark_splits), "benchmark")
     if config.exclude:
         guard = Guard.read(config.exclude)
         frame = _strike(frame, guard.hits(frame), "benchmark")
@@ -126,6 +132,16 @@ def _strike(frame: pl.DataFrame, keys: pl.Series, reason: str) -> pl.DataFrame:
     """Gives the reason to the regions with these keys that had none."""
     hit = pl.col("reason").is_null() & pl.col("region_key").is_in(keys.implode())
     return frame.with_columns(pl.when(hit).then(pl.lit(reason)).otherwise("reason").alias("reason"))
+
+
+def _of_splits(regions: pl.LazyFrame, splits: Mapping[str, Sequence[str]]) -> pl.Series:
+    """Keys of the regions whose source gives their split as one of these."""
+    pairs = pl.LazyFrame(
+        [{"source": source, "split": split} for source, listed in splits.items() for split in listed],
+        schema={"source": pl.String, "split": pl.String},
+    )
+    named = regions.select("region_key", "source", "split").join(pairs, on=["source", "split"], how="semi")
+    return named.collect()["region_key"]
 
 
 def _cap(frame: pl.DataFrame, by: str, limit: int | None, reason: str, among: pl.Expr | None = None) -> pl.DataFrame:

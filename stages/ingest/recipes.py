@@ -35,6 +35,7 @@ class Recipe(BaseModel):
     frames: int | None = Field(None, ge=1)
     evidence: Literal["paper", "memory"]
     target: int = Field(ge=0)
+    benchmarks: tuple[str, ...] = ()
     page: str | None
 
 

@@ -247,6 +247,9 @@ def _google(source: Source, member: str) -> Iterator[tuple[str, Any]]:
         raise SourceError(f"{path}: needs images, annotations and refexps, found {sorted(found)}")
 
 
+_GOOGLE_KEYS = ("annotation_id", "image_id", "refexp_ids")
+
+
 def _google_rows(source: Source) -> Iterator[dict[str, Any]]:
     images = {str(key): entry for key, entry in _google(source, "images") if isinstance(entry, dict)}
     texts = {str(key): entry.get("raw") for key, entry in _google(source, "refexps") if isinstance(entry, dict)}
@@ -256,7 +259,13 @@ def _google_rows(source: Source) -> Iterator[dict[str, Any]]:
     if has_instances:
         wanted = {int(key) for key, _ in _google(source, "annotations") if key.isdigit()}
         instances, _, categories = _instances(source, wanted, set())
+    first = True
     for key, entry in _google(source, "annotations"):
+        if first and isinstance(entry, dict):
+            first = False
+            absent = [name for name in _GOOGLE_KEYS if name not in entry]
+            if len(absent) == len(_GOOGLE_KEYS):
+                raise SourceError(f"annotation {key} has the keys {sorted(entry)}, it needs {list(_GOOGLE_KEYS)}")
         number = entry.get("image_id") if isinstance(entry, dict) else None
         if not isinstance(entry, dict) or not _is_id(number):
             yield bad(f"{source.config.name}#{key}", str(key), "bad_record", f"annotation {key} names no image")

@@ -65,6 +65,14 @@ def test_what_a_configuration_names_goes_before_the_recipe(tmp_path):
     assert by_name.asked()["refcoco+_train"].tasks == ("brief", "detailed")
 
 
+def test_the_benchmark_splits_of_the_formats_are_guarded_unless_named(tmp_path):
+    guarded = config(tmp_path).select.benchmark_splits
+    assert guarded["refcoco+_train"] == ("val", "test", "testA", "testB")
+    assert guarded["lvis_train"] == ("val",)
+    assert "regions_train" not in guarded
+    assert config(tmp_path, select={"benchmark_splits": {}}).select.benchmark_splits == {}
+
+
 def test_the_configuration_kept_beside_a_run_asks_the_same(tmp_path):
     run = config(tmp_path)
     (tmp_path / "kept.yaml").write_bytes(config_text(run))

@@ -35,6 +35,12 @@ def frames(regions: list[dict[str, Any]], hashes: dict[int, int] | None = None) 
     return table, media
 
 
+def test_splits_that_are_benchmarks_do_not_go_on():
+    regions = [region(1, split="train"), region(2, 1, split="val"), region(3, 2, source="mine", split="val")]
+    assert fates(regions, benchmark_splits={"coco_train": ["val", "test"]}) == {1: None, 2: "benchmark", 3: None}
+    assert set(fates(regions).values()) == {None}
+
+
 def fates(regions: list[dict[str, Any]], **config: Any) -> dict[int, str | None]:
     rows = select(*frames(regions), SelectConfig(**config))
     return {int.from_bytes(k, "big"): reason for k, reason in rows.select("region_key", "reason").iter_rows()}

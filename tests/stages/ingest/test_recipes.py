@@ -12,6 +12,9 @@ from stages.ingest.sources import formats
 def test_every_format_has_a_recipe_and_the_targets_are_the_papers_totals():
     table = recipes()
     assert set(table) == set(formats())
+    assert {name: set(recipe.benchmarks) for name, recipe in table.items()} == {
+        name: set(adapter.benchmark_splits) for name, adapter in formats().items()
+    }
     totals: Counter[str] = Counter()
     for recipe in table.values():
         totals[recipe.kind] += recipe.target
