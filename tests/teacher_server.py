@@ -2,7 +2,8 @@
 
 It answers every chat request with an object that is valid by the JSON schema sent, or misbehaves as told: 429 with
 Retry-After, 500, dropped connections, slow drips, cut-off JSON, wrong schema, refusals, cut answers. It keeps what it
-was asked and counts what it bills. Run as a program it serves until its standard input closes.
+was asked, and counts what it bills and what of that it delivered whole. Run as a program it serves until its standard
+input closes.
 """
 
 from __future__ import annotations
@@ -106,6 +107,7 @@ class TeacherServer:
     url: str = ""
     chats: list[Chat] = field(default_factory=list)
     billed: Counter[str] = field(default_factory=Counter)
+    delivered: Counter[str] = field(default_factory=Counter)
     faults_served: Counter[str] = field(default_factory=Counter)
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -194,6 +196,10 @@ class TeacherServer:
         if fault == "drop":
             return False
         verdict = "schema" if fault == "schema" else self.verdict(chat)
+        if verdict == "echo":
+            signed = "https://bucket.example/x.jpg?X-Amz-Credential=AKIAPLANTED&X-Amz-Signature=planted5ignature"
+            await send(writer, 401, error(f"Incorrect API key provided: {chat.authorization}, see {signed}"), {})
+            return True
         data = json.dumps(self.completion(chat, verdict)).encode()
         self.billed[chat.identity] += 1
         if fault == "cut":
@@ -205,8 +211,10 @@ class TeacherServer:
                 writer.write(data[start : start + max(1, len(data) // 5)])
                 await writer.drain()
                 await asyncio.sleep(0.3)
+            self.delivered[chat.identity] += 1
             return True
         await send(writer, 200, data, self.headers)
+        self.delivered[chat.identity] += 1
         return True
 
     def completion(self, chat: Chat, verdict: str) -> dict[str, Any]:

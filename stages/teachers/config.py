@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from schemas.base import Record
 from stages.teachers.protocol import Decoding, Detail
@@ -122,6 +123,17 @@ class TeacherConfig(Record):
         if self.backend != "measured" and not self.model:
             raise ValueError(f"teacher.model is missing: backend {self.backend} needs the name of a model")
         return self
+
+    @field_validator("base_url")
+    @classmethod
+    def _holds_no_secret(cls, url: str | None) -> str | None:
+        parts = urlsplit(url or "")
+        if parts.username or parts.password or parts.query:
+            raise ValueError(
+                "teacher.base_url holds credentials or a query, which would be written beside the run: put the key "
+                "into an environment variable and name that in teacher.api_key_env"
+            )
+        return url
 
     @property
     def identity(self) -> str:

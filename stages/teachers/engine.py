@@ -18,6 +18,7 @@ from stages.teachers.chat import TeacherSetupError, redact
 from stages.teachers.config import TeacherConfig
 from stages.teachers.judge import judge
 from stages.teachers.protocol import Reply, Teacher, TeacherRequest
+from stages.teachers.weights import warm
 
 _INSTALL = "the vllm teacher needs the extra [vllm]: pip install 'perceive-engine[vllm]'"
 
@@ -148,6 +149,7 @@ def _join(vllm: _Names, arguments: dict[str, Any], seconds: float) -> _Host:
         if name not in _HOSTS:
             host = _Host(name)
             try:
+                warm(arguments["model"], arguments["revision"])
                 host.engine = host.run(_load_engine(vllm, arguments), seconds)
             except TimeoutError as error:
                 raise TeacherSetupError(f"vLLM did not load {arguments['model']} within {seconds:g} s") from error

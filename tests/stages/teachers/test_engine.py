@@ -12,11 +12,13 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ import numpy as np
 import pytest
 import yaml
 
+from stages.distill import CaptionsConfig, build_distill
 from stages.distill.answers import BriefAnswer, CombinedAnswer
 from stages.shapes.config import ShapesConfig
 from stages.shapes.images import write_images
@@ -32,6 +35,7 @@ from stages.teachers.config import CapabilitiesConfig, LimitsConfig, TeacherConf
 from stages.teachers.engine import EngineTeacher
 from stages.teachers.online import OnlineTeacher
 from stages.teachers.protocol import Decoding, Message, Reply, TeacherRequest
+from stages.teachers.weights import warm
 from stages.views.config import ViewConfig
 from stages.views.encode import to_picture
 
@@ -43,6 +47,33 @@ def test_without_vllm_the_error_says_what_to_install(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(TeacherSetupError, match=r"perceive-engine\[vllm\]"):
         EngineTeacher(TeacherConfig(backend="vllm", model="m"))
+
+
+def test_weights_are_read_once_a_node_in_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "locks"))
+    (tmp_path / "locks").mkdir()
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "a.safetensors").write_bytes(bytes(3_000_000))
+    (model / "b.safetensors").write_bytes(bytes(1000))
+    (model / "notes.txt").write_bytes(bytes(5))
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda _: warm(str(model), None), range(4))) == [3_001_000] * 4
+    assert len(list((tmp_path / "locks").iterdir())) == 1
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises((OSError, ValueError)):
+        warm("nobody/has-this-model", None)
+
+
+def test_what_the_engine_is_started_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stages.teachers.engine._load", lambda: None)
+    engine = {"tensor_parallel_size": 4, "num_gpus": 1, "options": {"max_num_seqs": 32, "dtype": "float16"}}
+    config = TeacherConfig(backend="vllm", model="m", revision="r", engine=engine)
+    given = EngineTeacher(config).arguments()
+    assert (given["tensor_parallel_size"], given["max_num_seqs"], given["revision"]) == (4, 32, "r")
+    assert given["dtype"] == "float16", "options go last"
+    stage = build_distill(config, CaptionsConfig(), "brief", "en", "l")
+    assert stage.resources.num_gpus == 4
 
 
 @pytest.fixture(scope="module")

@@ -221,6 +221,13 @@ def test_a_missing_key_is_a_clear_error_and_a_present_one_is_sent(
     assert server.chats[0].authorization == "Bearer sk-planted"
 
 
+@pytest.mark.parametrize("url", ["https://me:secret@host/v1", "https://host/v1?api-key=secret"])
+def test_an_address_that_holds_a_secret_is_refused_without_showing_it(url: str) -> None:
+    with pytest.raises(ValueError, match="api_key_env") as raised:
+        TeacherConfig(backend="openai", model="m", base_url=url)
+    assert "secret" not in "".join(error["msg"] for error in raised.value.errors())  # type: ignore[attr-defined]
+
+
 def test_keys_headers_and_signed_urls_are_redacted() -> None:
     said = (
         "Incorrect API key provided: sk-abcdefgh1234. Authorization: Bearer abc.def "

@@ -1,0 +1,58 @@
+"""A planted key, an echoed header and a signed URL, looked for in everything that a run writes and shows."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from pipeline.looking import open_corpus
+
+KEY = "sk-planted-0123456789abcdef"
+PLANTED = (KEY, "planted5ignature", "AKIAPLANTED", "Bearer")
+
+
+@pytest.mark.slow
+def test_no_key_header_or_signed_url_is_written_or_shown(
+    make_world: Any, teacher_server: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The server answers every third request with an error that repeats its header and a signed URL."""
+    server = teacher_server(verdict=lambda chat: "echo" if int(chat.identity[:4], 16) % 3 == 0 else "answer")
+    world = make_world(tmp_path, images=5)
+    teacher = {"backend": "openai", "model": "gpt-4o", "base_url": server.url, "api_key_env": "PLANTED_KEY"}
+    world.settings["teacher"] = {**teacher, "limits": {"tries": 2, "first_wait_s": 0.01}}
+    world.settings["runner"] = {"worker_logs": True}
+    world.save()
+    shown = []
+
+    def perceive(*arguments: str) -> int:
+        environment = {**os.environ, "PLANTED_KEY": KEY, "OPENAI_LOG": "debug", "PYTHONPATH": str(Path.cwd())}
+        environment.pop("RAY_ADDRESS", None)
+        command = [sys.executable, "-m", "jobs", *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+        shown.append(done.stdout + done.stderr)
+        return done.returncode
+
+    path = str(world.path)
+    assert perceive("build", path) == 0, shown[-1]
+    assert server.chats[0].authorization == f"Bearer {KEY}"
+    failed = open_corpus(world.config()).captions.filter(pl.col("status") == "failed")
+    assert failed["message"].str.contains("Incorrect API key provided").any(), "errors are kept, without their secrets"
+    assert perceive("report", path) == 0
+    assert perceive("cache", "export", path, str(tmp_path / "ledger.jsonl")) == 0
+    assert perceive("plan", path) == 0
+    no_key = ("--set", "teacher.api_key_env=UNSET_KEY", "--set", "teacher.decoding.seed=7")
+    assert perceive("run", "distill", path, *no_key) == 1
+    assert "UNSET_KEY" in shown[-1]
+    shown.append(json.dumps(world.config().model_dump(mode="json")))
+    written = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    for secret in PLANTED:
+        assert not [text[max(0, text.index(secret) - 200) :][:400] for text in shown if secret in text]
+        assert not [file for file, data in written.items() if secret.encode() in data]
