@@ -160,7 +160,7 @@ def read_document(source: Source, flavour: Flavour) -> Document:
         raw.setdefault(name, []).extend(piece if isinstance(piece, list) else [])
     for name in ("images", "categories"):
         if name not in raw:
-            raise SourceError(f"{path}: no member {name!r} (found {sorted(raw)}): is this {source.config.format}?")
+            raise jsonstream.lacks(path, name, source.config.format, source.config.storage_options)
     images = {}
     for entry in raw.pop("images"):
         image = _image(source, flavour, entry)
@@ -180,8 +180,7 @@ def _pieces(source: Source, flavour: Flavour, member: str) -> Iterator[list[Any]
         found = True
         yield piece if isinstance(piece, list) else []
     if not found:
-        names = sorted({name for name, _ in jsonstream.members(path, None, source.config.storage_options)})
-        raise SourceError(f"{path}: no member {member!r}, only {names}: is this {source.config.format}?")
+        raise jsonstream.lacks(path, member, source.config.format, source.config.storage_options)
 
 
 def _image(source: Source, flavour: Flavour, entry: Any) -> Image | None:

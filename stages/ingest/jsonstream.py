@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -58,6 +59,12 @@ def members(
             raise SourceError(f"{path}: cannot be read: {error}") from error
 
 
+def lacks(path: str, member: str, name: str, storage_options: Mapping[str, Any] | None = None) -> SourceError:
+    """The error for a document of format `name` without this member, which shows the members that it has."""
+    found = sorted({found for found, _ in members(path, None, storage_options)})
+    return SourceError(f"{path}: no member {member!r}, only {found}: is this {name}?")
+
+
 def items(path: str, storage_options: Mapping[str, Any] | None = None) -> Iterator[Any]:
     """The items of a file that holds one array, `BadItem`s among them. Raises `SourceError` for another document."""
     for name, piece in members(path, None, storage_options):
@@ -84,15 +91,21 @@ def lines(path: str, storage_options: Mapping[str, Any] | None = None) -> Iterat
                 yield number, _decode_item(line)
 
 
-def open_text(path: str, storage_options: Mapping[str, Any] | None = None) -> IO[bytes]:
+@contextmanager
+def open_text(path: str, storage_options: Mapping[str, Any] | None = None) -> Iterator[IO[bytes]]:
     """An annotation file for reading bytes, decompressed by its ending. Raises `SourceError` naming a missing file."""
     try:
-        stream: IO[bytes] = fsspec.open(path, "rb", compression="infer", **dict(storage_options or {})).open()
-        return stream
+        # Held until the file is closed: an archive closes with its file system, and that with the last name for it.
+        opened = fsspec.open(path, "rb", compression="infer", **dict(storage_options or {}))
+        stream: IO[bytes] = opened.open()
     except FileNotFoundError as error:
         raise SourceError(f"{path}: no such annotation file") from error
     except (OSError, ValueError) as error:
         raise SourceError(f"{path}: cannot be opened: {error}") from error
+    try:
+        yield stream
+    finally:
+        opened.close()
 
 
 def decode(data: bytes) -> Any:

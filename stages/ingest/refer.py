@@ -230,21 +230,21 @@ def _google_regions(source: Source) -> Iterator[pa.Table]:
     yield from batches(_google_rows(source))
 
 
+def _google_path(source: Source) -> str:
+    return source.config.annotation(None if isinstance(source.config.annotations, str) else "refs")
+
+
 def _google(source: Source, member: str) -> Iterator[tuple[str, Any]]:
-    path = (
-        source.config.annotation() if isinstance(source.config.annotations, str) else source.config.annotation("refs")
-    )
-    found = set()
-    for name, piece in jsonstream.members(
-        path, None if member == "annotations" else {member}, source.config.storage_options
-    ):
-        found.add(name)
-        if name == member and isinstance(piece, list):
+    path = _google_path(source)
+    found = False
+    for _, piece in jsonstream.members(path, {member}, source.config.storage_options):
+        found = True
+        if isinstance(piece, list):
             if piece and not isinstance(piece[0], tuple):
                 raise SourceError(f"{path}: {member!r} must map ids to records, found a list")
             yield from piece
-    if member not in found:
-        raise SourceError(f"{path}: needs images, annotations and refexps, found {sorted(found)}")
+    if not found:
+        raise jsonstream.lacks(path, member, source.config.format, source.config.storage_options)
 
 
 _GOOGLE_KEYS = ("annotation_id", "image_id", "refexp_ids")
@@ -265,7 +265,8 @@ def _google_rows(source: Source) -> Iterator[dict[str, Any]]:
             first = False
             absent = [name for name in _GOOGLE_KEYS if name not in entry]
             if len(absent) == len(_GOOGLE_KEYS):
-                raise SourceError(f"annotation {key} has the keys {sorted(entry)}, it needs {list(_GOOGLE_KEYS)}")
+                path = _google_path(source)
+                raise SourceError(f"{path}: an annotation needs {list(_GOOGLE_KEYS)}, {key} has {sorted(entry)}")
         number = entry.get("image_id") if isinstance(entry, dict) else None
         if not isinstance(entry, dict) or not _is_id(number):
             yield bad(f"{source.config.name}#{key}", str(key), "bad_record", f"annotation {key} names no image")

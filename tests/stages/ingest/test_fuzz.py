@@ -289,6 +289,45 @@ def test_a_preview_shows_the_target_of_every_format(name, tmp_path):
     assert abs(outside - (30, 40, 90)).max() < 25
 
 
+def renamed(value: Any, keep: frozenset[str]) -> Any:
+    """The value with every key but these changed."""
+    if isinstance(value, dict):
+        return {key if key in keep else f"{key}_of_old": renamed(item, keep) for key, item in value.items()}
+    return [renamed(item, keep) for item in value] if isinstance(value, list) else value
+
+
+MEMBERS = frozenset({"images", "annotations", "categories", "videos", "refexps", *HC_STVG})
+
+
+@pytest.mark.parametrize("keep", [frozenset(), MEMBERS], ids=["all keys", "keys of records"])
+@pytest.mark.parametrize("name", sorted(set(SAMPLES) - {"davis", "youtube_vos", "bensmot"}))  # masks, lines of numbers
+def test_a_file_of_another_format_is_refused_with_what_was_found(name, keep, tmp_path, picture, probe_all):
+    config = sample(name, tmp_path, picture)
+    probes = probe_all(list_media(config))
+    for path in [path for path in (tmp_path / "annotations").rglob("*") if path.is_file()]:
+        if path.suffix == ".json":
+            path.write_text(json.dumps(renamed(json.loads(path.read_text()), keep)))
+        elif path.suffix in (".jsonl", ".tsv"):
+            lines = [renamed(json.loads(line), keep) for line in path.read_text().splitlines()]
+            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        elif path.suffix == ".pth":
+            path.write_bytes(pickle.dumps([{"box_of_old": 1}], protocol=2))
+        else:
+            path.write_text(path.read_text().replace(",", ";of_old;"))
+    with pytest.raises(SourceError, match="of_old"):
+        list(ingest(config, probes))
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLES))
+def test_the_same_files_give_the_same_rows_in_the_same_order(name, tmp_path, picture, probe_all):
+    config = sample(name, tmp_path, picture)
+    listed = list_media(config)
+    probes = probe_all(listed)
+    first, second = ([table.to_pylist() for table in ingest(config, probes)] for _ in range(2))
+    assert first == second
+    assert list_media(config).equals(listed)
+
+
 def repeats() -> int:
     return max(12, FILES // (2 * len(SAMPLES)))
 
