@@ -47,6 +47,21 @@ class Prompt:
         if len(self.points) != len(self.point_labels):
             raise ValueError(f"{len(self.points)} points need as many labels, not {len(self.point_labels)}")
 
+    def check(self, size: tuple[int, int]) -> None:
+        """Raises ValueError for a prompt that does not lie on a picture of this size (height, width)."""
+        height, width = size
+        if self.box is not None:
+            x0, y0, x1, y1 = self.box
+            if not (x0 < x1 and y0 < y1 and x0 < width and y0 < height and x1 > 0 and y1 > 0):
+                raise ValueError(f"the box {self.box} (x0, y0, x1, y1) has no area on a picture of {width}x{height}")
+        outside = [(x, y) for x, y in self.points if not (0 <= x <= width and 0 <= y <= height)]
+        if outside:
+            raise ValueError(f"the point {outside[0]} is not on a picture of {width}x{height}")
+        if self.mask is not None and self.mask.shape != size:
+            raise ValueError(f"the mask is {self.mask.shape[1]}x{self.mask.shape[0]}, the picture {width}x{height}")
+        if self.mask is not None and not self.mask.any():
+            raise ValueError("the mask is empty: nothing is marked")
+
 
 @dataclass(frozen=True)
 class Taps:

@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.checkpoint import CheckpointError, load, load_released, released_state, save
-from model.config import PamConfig, PerceiverConfig
 from model.pam import Batch, Pam
 from model.templates import IGNORE, IMAGE_PLACEHOLDER, encode_example, encode_prompt
 from prompts.pam import user_text
@@ -87,14 +86,52 @@ def test_save_and_load_give_the_same_model(tiny_pam: Pam, tokenizer: Any, tmp_pa
         load(tmp_path / "ckpt")
 
 
+HIDDEN, VOCABULARY = 32, 420
+
+
+def _linear(name: str, out: int, inner: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (out, inner), f"{name}.bias": (out,)}
+
+
+def _released_layout() -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a released PAM without its language model, written from the published table."""
+    at = "model.vision_resampler."
+    found: dict[str, tuple[int, ...]] = {
+        f"{at}pe_layer.positional_encoding_gaussian_matrix": (2, 128),
+        f"{at}sem_tokens.weight": (16, 256),
+    }
+    found |= _linear(f"{at}proj", 1024, 4096)
+    narrow = [f"{at}final_attn_token_to_image"]
+    norms = [f"{at}norm_final_attn"]
+    for layer in (f"{at}layers.0", f"{at}layers.1"):
+        for part in ("q", "k", "v", "out"):
+            found |= _linear(f"{layer}.self_attn.{part}_proj", 256, 256)
+        narrow += [f"{layer}.cross_attn_token_to_image", f"{layer}.cross_attn_image_to_token"]
+        found |= _linear(f"{layer}.mlp.layers.0", 2048, 256) | _linear(f"{layer}.mlp.layers.1", 256, 2048)
+        norms += [f"{layer}.norm{number}" for number in (1, 2, 3, 4)]
+    for attention in narrow:
+        for part in ("q", "k", "v"):
+            found |= _linear(f"{attention}.{part}_proj", 128, 256)
+        found |= _linear(f"{attention}.out_proj", 256, 128)
+    for norm in norms:
+        found |= {f"{norm}.weight": (256,), f"{norm}.bias": (256,)}
+    for name, width in (("img", 1024), ("semT", 256)):
+        found |= _linear(f"model.mm_projector_{name}.0", HIDDEN, width)
+        found |= _linear(f"model.mm_projector_{name}.2", HIDDEN, HIDDEN)
+    return found | {f"model.{name}_newline": (HIDDEN,) for name in ("image", "semT", "frame")}
+
+
 @pytest.fixture
 def released(tokenizer: Any, tmp_path: Path) -> Path:
     """A folder laid out exactly as a released PAM, at its full perceiver size and a small language model."""
+    from transformers import AutoModelForCausalLM, Qwen2Config
+
     torch.manual_seed(3)
-    llm = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    llm |= {"num_key_value_heads": 1, "vocab_size": 420, "tie_word_embeddings": True, "rope_theta": 1e6}
-    pam = Pam(PamConfig(perceiver=PerceiverConfig(), llm=llm))
-    state = released_state(pam)
+    llm = {"hidden_size": HIDDEN, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    llm |= {"num_key_value_heads": 1, "vocab_size": VOCABULARY, "tie_word_embeddings": True, "rope_theta": 1e6}
+    state = {name: torch.randn(shape) * 0.05 for name, shape in _released_layout().items()}
+    state |= dict(AutoModelForCausalLM.from_config(Qwen2Config(**llm)).state_dict())
+    state.pop("lm_head.weight")
     state["model.vision_tower.sam2_model_predictor.no_mem_embed"] = torch.zeros(1, 1, 256)
     folder = tmp_path / "released"
     folder.mkdir()
@@ -107,40 +144,18 @@ def released(tokenizer: Any, tmp_path: Path) -> Path:
     return folder
 
 
-RELEASED_SHAPES = {
-    "model.vision_resampler.pe_layer.positional_encoding_gaussian_matrix": (2, 128),
-    "model.vision_resampler.sem_tokens.weight": (16, 256),
-    "model.vision_resampler.proj.weight": (1024, 4096),
-    "model.vision_resampler.layers.1.self_attn.out_proj.weight": (256, 256),
-    "model.vision_resampler.layers.0.cross_attn_token_to_image.q_proj.weight": (128, 256),
-    "model.vision_resampler.layers.0.cross_attn_image_to_token.out_proj.weight": (256, 128),
-    "model.vision_resampler.layers.1.mlp.layers.0.weight": (2048, 256),
-    "model.vision_resampler.layers.1.mlp.layers.1.bias": (256,),
-    "model.vision_resampler.layers.1.norm4.weight": (256,),
-    "model.vision_resampler.final_attn_token_to_image.v_proj.bias": (128,),
-    "model.vision_resampler.norm_final_attn.bias": (256,),
-    "model.mm_projector_img.0.weight": (32, 1024),
-    "model.mm_projector_img.2.weight": (32, 32),
-    "model.mm_projector_semT.0.weight": (32, 256),
-    "model.image_newline": (32,),
-    "model.semT_newline": (32,),
-    "model.frame_newline": (32,),
-    "model.embed_tokens.weight": (420, 32),
-    "model.layers.0.self_attn.q_proj.bias": (32,),
-    "model.norm.weight": (32,),
-}
-
-
 def test_released_layout_loads_with_nothing_missing(released: Path) -> None:
     pam, _, report = load_released(released, dtype=torch.float32)
     assert report.clean
     assert sorted(report.tolerated) == ["lm_head.weight", "model.vision_tower.sam2_model_predictor.no_mem_embed"]
     state = released_state(pam)
-    assert {name: tuple(state[name].shape) for name in RELEASED_SHAPES} == RELEASED_SHAPES
-    stored = load_file(str(released / "model-00001-of-00002.safetensors"))
-    for name, value in stored.items():
-        if name in state:
-            torch.testing.assert_close(state[name], value, rtol=0, atol=0)
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    ours = {name: shape for name, shape in shapes.items() if not name.startswith(("model.layers.", "model.norm"))}
+    assert ours == _released_layout() | {"model.embed_tokens.weight": (VOCABULARY, HIDDEN)}
+    for file in released.glob("*.safetensors"):
+        for name, value in load_file(str(file)).items():
+            if name in state:
+                torch.testing.assert_close(state[name], value, rtol=0, atol=0)
     assert pam.llm.config.rope_parameters["rope_type"] == "default"
     assert pam.llm.lm_head.weight.data_ptr() == pam.llm.model.embed_tokens.weight.data_ptr()
 

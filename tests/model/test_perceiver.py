@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from model.config import PerceiverConfig
+from model.config import PamConfig, PerceiverConfig
+from model.pam import Pam
 from model.perceiver import Perceiver, space_to_depth
 from model.projector import Projector
 
@@ -80,6 +81,42 @@ def reference(
     folded = np.array(swapped.reshape(-1).tolist()).reshape(height // rate, width // rate, dim * rate * rate)
     visual = np.stack([folded[i, j] for i in range(height // rate) for j in range(width // rate)])
     return queries[len(tokens) :], visual if half else _linear(state, "proj", visual)
+
+
+def _gelu(x: np.ndarray) -> np.ndarray:
+    return np.vectorize(lambda value: 0.5 * value * (1 + math.erf(value / math.sqrt(2))))(x)
+
+
+def rows_reference(state: State, embed: np.ndarray, tokens: np.ndarray, heads: int) -> np.ndarray:
+    """The rows (R, H) of one image (F = 1) or clip: embed (F, C, H, W), tokens (F, T, C)."""
+    own = {name.removeprefix("perceiver."): value for name, value in state.items() if name.startswith("perceiver.")}
+    rows: list[np.ndarray] = []
+    for frame in range(len(embed)):
+        semantic, visual = reference(own, embed[frame], tokens[frame], heads, 2, half=frame == 0)
+        for part, name, newline in ((visual, "img", "image_newline"), (semantic, "semT", "semT_newline")):
+            hidden = _gelu(_linear(state, f"projector.mm_projector_{name}.0", part))
+            rows += [*_linear(state, f"projector.mm_projector_{name}.2", hidden), state[f"projector.{newline}"]]
+        if len(embed) > 1:
+            rows.append(state["projector.frame_newline"])
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_an_image_and_a_clip_become_the_rows_of_the_plain_reference(frames: int) -> None:
+    torch.manual_seed(2)
+    llm = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    llm |= {"num_attention_heads": 2, "num_key_value_heads": 1}
+    pam = Pam(PamConfig(perceiver=PerceiverConfig(dim=16, heads=2, mlp_dim=24, tokens=3), llm=llm)).eval()
+    embed, tokens = torch.randn(2, frames, 16, 8, 8), torch.randn(2, frames, 2, 16)
+    with torch.no_grad():
+        for parameter in pam.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+        made = pam.visual_rows(embed, tokens, video=frames > 1)
+        assert torch.equal(made, pam.visual_rows(embed, tokens, video=frames > 1)), "the same numbers every time"
+    state = {name: value.double().numpy() for name, value in pam.state_dict().items()}
+    for at in range(2):
+        want = rows_reference(state, embed[at].double().numpy(), tokens[at].double().numpy(), 2)
+        np.testing.assert_allclose(made[at].numpy(), want, atol=1e-5)
 
 
 @pytest.mark.parametrize("half", [True, False])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from model.vision import FrozenSam, Prompt, shown_frames
 from stages.sam2.nano import NanoConfig, build_nano
@@ -103,6 +105,26 @@ def test_a_long_clip_forgets_what_cannot_be_reached(sam: FrozenSam, folder: Path
     torch.testing.assert_close(ours[-1].embed, taps.embed, atol=0, rtol=0)
 
 
+def _held() -> int:
+    """Bytes in all tensors that are alive."""
+    gc.collect()
+    alive = {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in gc.get_objects() if type(t) is Tensor
+    }
+    return sum(alive.values())
+
+
+def test_memory_does_not_grow_with_a_clips_length(sam: FrozenSam, folder: Path) -> None:
+    features = sam.encode(sam.preprocess(_frames(folder)[:1]))
+    tracker = sam.tracker([Prompt(box=BOX)], [SIZE])
+    held = []
+    for at in range(44):
+        tracker.step(features)
+        if at in (23, 43):
+            held.append(_held())
+    assert held[1] <= held[0]
+
+
 def test_no_hook_or_wrapper_stays_behind(sam: FrozenSam) -> None:
     decoder = sam.sam.sam_mask_decoder
     assert "predict_masks" not in vars(decoder)
@@ -113,6 +135,19 @@ def test_a_lost_object_has_an_empty_mask(sam: FrozenSam, folder: Path) -> None:
     taps = sam.prompt(sam.encode(sam.preprocess(_frames(folder)[:1])), [0], [Prompt(box=BOX)], [SIZE])
     gone = type(taps)(taps.embed, taps.tokens, taps.mask_logits, taps.iou, taps.score * 0 - 1)
     assert not sam.full_masks(gone, [SIZE])[0].any()
+
+
+def test_a_prompt_has_to_lie_on_the_picture() -> None:
+    Prompt(box=(-5.0, 10.0, 40.0, 400.0)).check(SIZE)
+    for prompt, said in (
+        (Prompt(box=(40.0, 10.0, 40.0, 20.0)), "no area"),
+        (Prompt(box=(160.0, 10.0, 200.0, 20.0)), "no area"),
+        (Prompt(points=((5.0, 97.0),), point_labels=(1,)), "not on a picture of 160x96"),
+        (Prompt(mask=np.ones((96, 96), bool)), "the mask is 96x96"),
+        (Prompt(mask=np.zeros(SIZE, bool)), "empty"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            prompt.check(SIZE)
 
 
 def test_prompts_are_one_kind_and_complete() -> None:
