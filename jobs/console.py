@@ -22,13 +22,14 @@ from pipeline.engine import Counts
 from pipeline.settings import ConfigError
 from pipeline.work import NodeCounts
 
-_MODEL_ERRORS = (
+_ELSEWHERE = (
     ("model.checkpoint", "CheckpointError"),
     ("model.corpus", "CorpusError"),
     ("model.judges", "JudgeError"),
     ("model.optim", "DivergedError"),
+    ("stages.base", "UnitError"),
 )
-"""Looked up only where they can have been raised: importing the model takes seconds."""
+"""Errors that are looked up only where they can have been raised: importing the model takes seconds."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -82,7 +83,7 @@ def _mendable() -> tuple[type[BaseException], ...]:
         ConfigError, LeaseHeld, LeaseLost, RunError, WorkerError, SourceError, PolicyError, PromptError,
         UnbalancedError, UnknownMediaError, FileNotFoundError,
     ]  # fmt: skip
-    for module, name in _MODEL_ERRORS:
+    for module, name in _ELSEWHERE:
         if module in sys.modules:
             known.append(getattr(sys.modules[module], name))
     if "pipeline.runner" in sys.modules:

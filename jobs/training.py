@@ -97,29 +97,29 @@ def caption(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint's folder, or a released PAM's Hugging Face id.")],
     media: Annotated[Path, typer.Argument(help="An image, or a video.")],
     box: Annotated[str | None, typer.Option(help="x0,y0,x1,y1 in pixels")] = None,
-    point: Annotated[list[str], typer.Option(help="x,y in pixels, inside the target; may be repeated")] = [],
+    point: Annotated[list[str], typer.Option(help="x,y in pixels inside the target (x,y,0: outside); repeatable")] = [],
     mask: Annotated[Path | None, typer.Option(help="A picture whose non-black pixels are the target.")] = None,
-    task: Annotated[str, typer.Option(help="label, explain, brief or detailed")] = "brief",
+    task: Annotated[str, typer.Option(help="Of an image: label, explain, brief or detailed.")] = "brief",
     language: Annotated[str, typer.Option(help="en or zh")] = "en",
     stream: Annotated[bool, typer.Option("--stream", help="Caption a video clip after clip.")] = False,
     to: Annotated[Path | None, typer.Option("--out", help="Where to write the overlay (PNG or MP4).")] = None,
     sam: Annotated[str | None, typer.Option(help="The SAM 2 checkpoint; `nano` for the small one.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="The longest answer.")] = 512,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     json: Json = False,
 ) -> None:
     """Describe one target of an image or video with a trained PAM: its mask drawn, and words."""
-    from jobs.captioning import caption_image, caption_video, prompt_of
+    from jobs.captioning import CaptionConfig, caption_image, caption_video, load_pam, prompt_of
+    from pipeline.settings import parse
 
-    prompt = prompt_of(box, point, mask)
-    common: dict[str, Any] = {"checkpoint": checkpoint, "media": media, "prompt": prompt, "sam": sam, "device": device}
-    if media.suffix.lower() in _IMAGES:
-        said = caption_image(**common, task=task, language=language, to=to)
-    else:
-        said = caption_video(**common, language=language, streaming=stream, to=to)
+    asked = {"task": task, "language": language, "streaming": stream, "max_tokens": max_tokens}
+    config, prompt = parse(asked, CaptionConfig, "caption"), prompt_of(box, point, mask)
+    with only_json(json):
+        run = caption_image if media.suffix.lower() in _IMAGES else caption_video
+        said = run(load_pam(checkpoint, sam, device, config), media, prompt, config, to)
     if json:
         print_json(said)
         return
     for line in said["captions"]:
-        out.print(line["text"] if line["text"] else "(lost)", markup=False)
-    if said["overlay"]:
-        out.print(f"overlay: {said['overlay']}")
+        out.print("(lost)" if line["text"] is None else line["text"], markup=False, highlight=False)
+    out.print(f"overlay: {said['overlay']}", markup=False, highlight=False)

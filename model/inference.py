@@ -103,7 +103,10 @@ class PAM:
         task: Task = "brief",
         language: Language = "en",
     ) -> Description:
-        """Mask and words for one target, marked by a box (xyxy pixels), points (default label: inside) or a mask."""
+        """Mask and words for one target, marked by a box (xyxy pixels), points (default label: inside) or a mask.
+
+        Raises ValueError for a prompt that does not lie on the picture.
+        """
         labels = tuple(point_labels) if point_labels is not None else (1,) * len(points)
         prompt = Prompt(box, tuple((float(x), float(y)) for x, y in points), labels, mask)
         return self.describe_batch([Request(image, prompt, task, language)])[0]
@@ -112,8 +115,10 @@ class PAM:
     def describe_batch(self, requests: Sequence[Request]) -> list[Description]:
         """Mask and words for each request, in order. A picture that several requests share is encoded once."""
         pictures, which = _distinct([r.image for r in requests])
+        sizes = [(pictures[at].shape[0], pictures[at].shape[1]) for at in which]
+        for request, size in zip(requests, sizes, strict=True):
+            request.prompt.check(size)
         features = self.sam.encode(self.sam.preprocess(pictures))
-        sizes = [pictures[at].shape[:2] for at in which]
         taps = self.sam.prompt(features, which, [r.prompt for r in requests], sizes)
         users = [user_text(r.task, r.language) for r in requests]
         texts = self.answer(False, taps.embed[:, None], taps.tokens[:, None], users)
@@ -129,7 +134,8 @@ class PAM:
         `frames` is an array (n, H, W, 3) or anything with `len` and `frames(indices)` (see `stages.media.video`). Only
         `video_frames` of them reach the language model; memory does not grow with n beyond the masks.
         """
-        count, size = _extent(frames)
+        count, size = extent(frames)
+        prompt.check(size)
         wanted = shown_frames(count, self.pam.config.video_frames)
         kept: dict[int, Taps] = {}
         found: list[Rle | None] = []
@@ -164,7 +170,7 @@ class PAM:
         return [masks.encode(mask) if mask.any() else None for mask in found]
 
 
-def _extent(frames: Any) -> tuple[int, tuple[int, int]]:
+def extent(frames: Any) -> tuple[int, tuple[int, int]]:
     """Number of frames and (height, width). Raises ValueError for an empty clip."""
     if not len(frames):
         raise ValueError("the clip has no frames")

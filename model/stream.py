@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from model.inference import PAM, _extent
+from model.inference import PAM, extent
 from model.vision import Prompt, Taps, Tracker, shown_frames
 from schemas.base import Record
 from schemas.caption import Language
@@ -23,14 +23,15 @@ from stages import masks
 
 
 class StreamConfig(Record):
-    """`sample_frames` of the video are used (PAM: 96; None: all), in clips of `clip_frames` (PAM: 32).
+    """`sample_frames` of the video are used (PAM: 96; None: all), in clips of `clip_frames` (None: the model's own,
+    PAM: 32).
 
     `history_depth` previous captions go into the prompt (PAM: 1); `carry` is what prompts the next clip: the last
     `mask`, or its `box` as in the published notebook.
     """
 
     sample_frames: int | None = Field(default=96, ge=1)
-    clip_frames: int = Field(default=32, ge=1)
+    clip_frames: int | None = Field(default=None, ge=1)
     history_depth: int = Field(default=1, ge=0)
     carry: Literal["mask", "box"] = "mask"
     language: Language = "en"
@@ -49,16 +50,19 @@ class Segment:
 def stream(pam: PAM, frames: Any, prompt: Prompt, config: StreamConfig | None = None) -> Iterator[Segment]:
     """Yields the segments of a video as they are done; the prompt is on its first frame.
 
-    `frames` as in `PAM.describe_clip`. Memory does not grow with the video's length.
+    `frames` as in `PAM.describe_clip`. Memory does not grow with the video's length. Raises ValueError for a prompt
+    that does not lie on the picture.
     """
     config = config or StreamConfig()
-    count, size = _extent(frames)
+    count, size = extent(frames)
+    prompt.check(size)
+    length = config.clip_frames or pam.pam.config.stream_frames
     used = np.linspace(0, count - 1, min(config.sample_frames or count, count)).astype(int).tolist()
     said: list[str] = []
     carried: Prompt | None = prompt
     tracker: Tracker | None = None
-    for start in range(0, len(used), config.clip_frames):
-        clip = used[start : start + config.clip_frames]
+    for start in range(0, len(used), length):
+        clip = used[start : start + length]
         run = _Clip(pam, clip, size, config)
         run.follow(frames, carried, tracker)
         text = run.caption(" ".join(said[-config.history_depth :]) if said and config.history_depth else None)

@@ -20,17 +20,18 @@ def train_with_ray(config: TrainConfig) -> TrainResult:
     Raises Ray Train's error when the workers fail more than `max_failures` times.
     """
     import ray
-    import torch
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    gpu = config.device != "cpu" and torch.cuda.is_available()
-    if not ray.is_initialized():
+    started = not ray.is_initialized()
+    if started:
         cpus = max(4, int(config.ray_workers * config.cpus_per_worker) + 2)
         if "RAY_ADDRESS" in os.environ:
             ray.init()
         else:
             ray.init(address="local", num_cpus=cpus, include_dashboard=False)
+    # the cluster's GPUs count, not this process's: a driver often runs on a machine without
+    gpu = config.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= config.ray_workers
     output = config.output.absolute()
     scaling = ScalingConfig(
         num_workers=config.ray_workers,
@@ -47,7 +48,11 @@ def train_with_ray(config: TrainConfig) -> TrainResult:
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
     )
     # what the first worker returned; Ray's own stubs know neither this nor that a loop may return anything
-    result: Any = trainer.fit()
+    try:
+        result: Any = trainer.fit()
+    finally:
+        if started:
+            ray.shutdown()
     made: TrainResult = result.return_value
     return made
 

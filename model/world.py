@@ -50,12 +50,12 @@ class World:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is this process's GPU where there is one."""
-    if name != "auto":
+    """`auto` is this process's GPU where there is one, `cuda` as well; `cuda:N` is that GPU on every worker."""
+    if name not in ("auto", "cuda"):
         return torch.device(name)
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    return torch.device("cpu")
+    return torch.device("cuda" if name == "cuda" else "cpu")
 
 
 @contextmanager
