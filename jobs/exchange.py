@@ -36,7 +36,7 @@ def export_pam(
 ) -> None:
     """Write the kept captions as the JSONL that PAM's own training code reads, and validate every record."""
     from pipeline.looking import open_corpus
-    from pipeline.output import pack_frames
+    from pipeline.packing import pack_frames
     from stages.export.pam_export import PamExportConfig
     from stages.export.pam_export import export_pam as export
     from stages.pack import plan_pack

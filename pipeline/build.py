@@ -18,10 +18,10 @@ from pipeline.engine import Corpus, Counts, build_stages
 from pipeline.flow import refine_to_distill, score_captions
 from pipeline.forget import finish_forgetting
 from pipeline.intake import ingest, select_regions
-from pipeline.output import decide_captions, decisions, pack_frames, pack_kept
+from pipeline.output import decide_captions, decisions
+from pipeline.packing import pack_kept, packed_counts
 from pipeline.session import BuildResult, Progress, Session, Silent
 from pipeline.tables import Run
-from stages.pack import plan_pack
 
 PHASES = ("ingest", "select", "refine", "chunk", "distill", "score", "decide", "pack")
 CONFIG_FILE = "config.yaml"
@@ -116,23 +116,8 @@ def accounts(now: Corpus) -> dict[str, Counts]:
         found |= parts
     decided = decisions(now, now.policy)
     found["decide"] = _by_status(decided["status"], len(now.captions))
-    found["pack"] = _packed(now)
+    found["pack"] = packed_counts(now)
     return found
-
-
-def _packed(now: Corpus) -> Counts:
-    """Captions on their way into the pack: in the current pack, kept out, or waiting for it."""
-    policy = now.policy
-    decided = decisions(now, policy)
-    kept = int((decided["status"] == "ok").sum())
-    plan = plan_pack(pack_frames(now, policy), now.config.pack) if kept else None
-    if plan is None:
-        return Counts(total=kept, pending=kept)
-    inside = len(plan.bodies["captions"])
-    done = now.view.snapshot is not None and now.view.snapshot.pointers.get("pack") == plan.pack_id
-    return Counts(
-        total=kept, ok=inside if done else 0, filtered=kept - inside if done else 0, pending=0 if done else kept
-    )
 
 
 def _by_status(column: pl.Series, total: int) -> Counts:

@@ -28,9 +28,10 @@ from stages.export.pam_text import FOLDER, file_name, source_names
 from stages.export.pam_validate import Problem, validate_pam
 from stages.pack.clips import clip_members
 from stages.pack.members import image_member
-from stages.pack.plan import BODIES, PackPlan
+from stages.pack.plan import PackPlan
 from stages.pack.samples import samples_of
 from stages.pack.shards import TRAIN
+from stages.pack.slices import BODIES
 from stages.pack.tar import placed, write_bytes
 
 
@@ -79,7 +80,7 @@ def export_pam(
     appear whole once everything is written. Raises `OSError` where the folder cannot be written.
     """
     writer = _Writer(Path(out), config or PamExportConfig(), options)
-    names = source_names(plan.bodies["regions"]["source"].unique())
+    names = source_names(plan.sources)
     with ExitStack() as stack:
         for row, sample in _samples(plan):
             writer.media(row, sample, names, stack)
@@ -88,8 +89,8 @@ def export_pam(
 
 def _samples(plan: PackPlan) -> Iterator[tuple[dict[str, Any], Sample]]:
     for ordinal in plan.members["ordinal"].unique(maintain_order=True):
-        media, regions, masks, events, captions = (plan.body(name, ordinal) for name in BODIES)
-        for row, sample in samples_of(media, regions, masks, events, captions):
+        tables = plan.rows(ordinal)
+        for row, sample in samples_of(*(tables[name] for name in BODIES)):
             if sample.regions:
                 yield row, sample
 

@@ -99,7 +99,12 @@ def _splits(manifest: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _fields() -> list[dict[str, str]]:
-    models: dict[str, type[Record]] = {"sample": Sample, "media": SampleMedia, "region": SampleRegion, "event": SampleEvent}
+    models: dict[str, type[Record]] = {
+        "sample": Sample,
+        "media": SampleMedia,
+        "region": SampleRegion,
+        "event": SampleEvent,
+    }
     models |= {"caption": SampleCaption}
     return [
         {"record": record, "field": name, "type": _type_name(field.annotation)}

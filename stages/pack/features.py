@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-import polars as pl
 import pyarrow as pa
 
 from schemas.arrow import arrow_schema
@@ -16,14 +16,13 @@ from schemas.sample import Sample
 _DTYPES = {pa.int64(): "int64", pa.float64(): "float64", pa.bool_(): "bool", pa.string(): "string"}
 
 
-def features_of(media: pl.DataFrame, layout: str) -> dict[str, dict[str, Any]]:
+def features_of(forms: Mapping[str, int], layout: str) -> dict[str, dict[str, Any]]:
     """Columns by form: `json`, `__key__`, `__url__` and, in the joined layout, the pictures.
 
-    `media` are the planned media (`form`, `clip_indices`).
+    `forms` are the forms of the samples with the most frames that one of them carries.
     """
     found: dict[str, dict[str, Any]] = {}
-    longest = media.group_by("form").agg(pl.col("clip_indices").list.len().max().alias("frames")).sort("form")
-    for form, frames in longest.iter_rows():
+    for form, frames in forms.items():
         names = [f"{n:03d}.jpg" for n in range(frames)] if form == "clip" else [form]
         pictures = {name: {"_type": "Image"} for name in names} if layout == "joined" else {}
         text = {"dtype": "string", "_type": "Value"}

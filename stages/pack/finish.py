@@ -5,21 +5,27 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import fsspec
 import orjson
 import polars as pl
+import pyarrow.parquet as pq
 
 from schemas.base import SCHEMA_VERSION
 from stages.pack.card import MAKERS, Story, dataset_card
 from stages.pack.features import features_of
 from stages.pack.plan import MEDIA_FOLDER, PackPlan
 from stages.pack.select import EXCLUDED_SCHEMA
+from stages.pack.slices import summed
 from stages.pack.tar import sweep_unfinished, write_bytes
 
 MANIFEST = "manifest.json"
 NO_STORY = Story()
+_COUNTED = ["split", "source", "task", "language"]
+_ROW_GROUP = 100_000
 
 
 class PackIncompleteError(Exception):
@@ -46,9 +52,9 @@ def finish_pack(
     rows = _rows_of(plan, packed)
     good = rows.filter(pl.col("status") == "ok")
     base = f"{root.rstrip('/')}/{plan.folder}"
-    index = sampling_index(plan, rows)
-    features = features_of(plan.bodies["media"], plan.config.layout)
-    files = {"regions.parquet": index_bytes(index), "features.json": orjson.dumps(features, option=orjson.OPT_INDENT_2)}
+    indexed = _indexed(plan, rows)
+    features = features_of(plan.forms, plan.config.layout)
+    files = {"regions.parquet": indexed.parquet, "features.json": orjson.dumps(features, option=orjson.OPT_INDENT_2)}
     for split in good["split"].unique().sort():
         for kind, name in (("joined", "index"), ("captions", "index"), ("media", "index-media")):
             part = good.filter((pl.col("split") == split) & (pl.col("kind") == kind))
@@ -56,7 +62,7 @@ def finish_pack(
                 files[f"{split}/{name}.json"] = _wids_index(part, split, plan.folder)
     for folder in (plan.folder, MEDIA_FOLDER):
         sweep_unfinished(f"{root.rstrip('/')}/{folder}", options)
-    manifest = _manifest(plan, rows, index, story)
+    manifest = _manifest(plan, rows, indexed, story)
     files["README.md"] = dataset_card(manifest).encode()
     written = {name: write_bytes(f"{base}/{name}", data, options) for name, data in sorted(files.items())}
     manifest["files"] = [{"path": name, "sha256": w.sha256, "num_bytes": w.num_bytes} for name, w in written.items()]
@@ -106,6 +112,7 @@ def pack_effort(plan: PackPlan, packed: pl.DataFrame) -> dict[str, int]:
     fresh = rows.filter((pl.col("pack_id") == plan.pack_id) & (pl.col("bytes_written") > 0))
     return {
         "shards_written": len(fresh),
+        "media_shards_written": len(fresh.filter(pl.col("kind") == "media")),
         "bytes_written": int(fresh["bytes_written"].sum()),
         "shards_reused": len(rows) - len(fresh),
         "bytes_total": int(rows["num_bytes"].sum()),
@@ -118,33 +125,86 @@ def sampling_index(plan: PackPlan, packed: pl.DataFrame) -> pl.DataFrame:
     Columns: shard (path in the run), sample (position in the shard), media_key and region_key (hexadecimal), split,
     source, task, language, event_index.
     """
+    empty = pl.DataFrame(schema=_INDEX_SCHEMA)
+    return pl.concat([empty, *(index for index, _ in _index_parts(plan, packed))])
+
+
+_INDEX_SCHEMA = {
+    "shard": pl.String,
+    "sample": pl.Int64,
+    "media_key": pl.String,
+    "region_key": pl.String,
+    "split": pl.String,
+    "source": pl.String,
+    "task": pl.String,
+    "language": pl.String,
+    "event_index": pl.Int64,
+}
+
+
+def _index_parts(plan: PackPlan, packed: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, dict[str, pl.DataFrame]]]:
+    """The sampling index of each shard, with the rows from which the shard was made."""
     rows = packed.filter(pl.col("status") == "ok")
     lost = rows.explode("missing", empty_as_null=True).select(
         "ordinal", media_key=pl.col("missing").struct.field("media_key")
     )
-    pixels = rows.filter(pl.col("kind") != "media").select("ordinal", "shard", "split")
-    placed = plan.members.join(pixels, on="ordinal", how="inner", maintain_order="left")
-    if plan.config.layout == "joined":
-        placed = placed.join(lost.drop_nulls(), on=["ordinal", "media_key"], how="anti", maintain_order="left")
-        placed = placed.with_columns(position=pl.int_range(pl.len()).over("ordinal"))
-    else:
-        placed = placed.join(lost.drop_nulls(), on=["ordinal", "media_key"], how="anti", maintain_order="left")
-    captions = plan.bodies["captions"].select("media_key", "region_key", "task", "language", "event_index")
-    sources = plan.bodies["regions"].select("region_key", "source")
-    joined = captions.join(sources, on="region_key", how="left", maintain_order="left").join(
-        placed, on="media_key", how="inner", maintain_order="left"
-    )
-    return joined.select(
-        "shard",
-        pl.col("position").alias("sample"),
-        pl.col("media_key").bin.encode("hex"),
-        pl.col("region_key").bin.encode("hex"),
-        "split",
-        "source",
-        "task",
-        "language",
-        "event_index",
-    )
+    pixels = rows.filter(pl.col("kind") != "media").sort("ordinal").select("ordinal", "shard", "split")
+    for ordinal, shard, split in pixels.iter_rows():
+        tables = plan.rows(ordinal)
+        gone = lost.filter(pl.col("ordinal") == ordinal).select("media_key").drop_nulls()
+        placed = plan.members.filter(pl.col("ordinal") == ordinal)
+        placed = placed.join(gone, on="media_key", how="anti", maintain_order="left")
+        if plan.config.layout == "joined":
+            placed = placed.with_columns(position=pl.int_range(pl.len()))
+        sources = tables["regions"].select("region_key", "source")
+        joined = (
+            tables["captions"]
+            .join(sources, on="region_key", how="left", maintain_order="left")
+            .join(placed, on="media_key", how="inner", maintain_order="left")
+        )
+        yield (
+            joined.select(
+                pl.lit(shard).alias("shard"),
+                pl.col("position").alias("sample"),
+                pl.col("media_key").bin.encode("hex"),
+                pl.col("region_key").bin.encode("hex"),
+                pl.lit(split).alias("split"),
+                "source",
+                "task",
+                "language",
+                "event_index",
+            ),
+            tables,
+        )
+
+
+@dataclass
+class _Indexed:
+    """The sampling index as parquet, and what was counted on the way."""
+
+    parquet: bytes
+    counts: pl.DataFrame
+    made: Made
+
+
+def _indexed(plan: PackPlan, rows: pl.DataFrame) -> _Indexed:
+    """Writes the index shard by shard, so that memory is that of a shard's records."""
+    out, made = io.BytesIO(), Made()
+    empty = pl.DataFrame(schema=_INDEX_SCHEMA)
+    counts = [count_rows(empty)]
+    schema = empty.to_arrow(compat_level=pl.CompatLevel.oldest()).schema
+    waiting: list[pl.DataFrame] = []
+    with pq.ParquetWriter(out, schema, compression="zstd") as writer:
+        for index, tables in _index_parts(plan, rows):
+            counts.append(count_rows(index))
+            made.add_rows(tables, index)
+            waiting.append(index)
+            if sum(map(len, waiting)) >= _ROW_GROUP:
+                writer.write_table(pl.concat(waiting).to_arrow(compat_level=pl.CompatLevel.oldest()))
+                waiting = []
+        writer.write_table(pl.concat([empty, *waiting]).to_arrow(compat_level=pl.CompatLevel.oldest()))
+    # A media lies in one shard, so that the shards' counts add up.
+    return _Indexed(out.getvalue(), summed(counts, _COUNTED), made)
 
 
 def index_bytes(frame: pl.DataFrame) -> bytes:
@@ -152,6 +212,16 @@ def index_bytes(frame: pl.DataFrame) -> bytes:
     out = io.BytesIO()
     frame.write_parquet(out, compression="zstd")
     return out.getvalue()
+
+
+def count_rows(index: pl.DataFrame) -> pl.DataFrame:
+    """Captions, regions and media by split, source, task and language."""
+    counts = index.group_by(_COUNTED).agg(
+        captions=pl.len().cast(pl.Int64),
+        regions=pl.col("region_key").n_unique().cast(pl.Int64),
+        media=pl.col("media_key").n_unique().cast(pl.Int64),
+    )
+    return counts.sort(_COUNTED)
 
 
 def _wids_index(rows: pl.DataFrame, split: str, folder: str) -> bytes:
@@ -175,7 +245,7 @@ def _placeholders() -> pl.Expr:
     return pl.when(pl.col("kind") == "media").then(pl.col("missing").list.len()).otherwise(0).cast(pl.Int64)
 
 
-def _manifest(plan: PackPlan, rows: pl.DataFrame, index: pl.DataFrame, story: Story) -> dict[str, Any]:
+def _manifest(plan: PackPlan, rows: pl.DataFrame, indexed: _Indexed, story: Story) -> dict[str, Any]:
     good, failed = rows.filter(pl.col("status") == "ok"), rows.filter(pl.col("status") != "ok")
     missing = rows.explode("missing", empty_as_null=True).select(pl.col("missing").struct.field("reason").drop_nulls())
     shards = good.select(
@@ -185,7 +255,7 @@ def _manifest(plan: PackPlan, rows: pl.DataFrame, index: pl.DataFrame, story: St
         "pack_id": plan.pack_id,
         "schema_version": SCHEMA_VERSION,
         "config": plan.config.model_dump(mode="json"),
-        **summary(shards.to_dicts(), index, _made(plan, index), len(failed)),
+        **summary(shards.to_dicts(), indexed.counts, indexed.made, len(failed)),
         "excluded": plan.excluded.select(list(EXCLUDED_SCHEMA)).to_dicts(),
         "missing_samples": missing.group_by("reason").len("count").sort("reason").to_dicts(),
         "failed": failed.select("shard", "reason", "message").to_dicts(),
@@ -214,6 +284,18 @@ class Made:
             seen.add(place)
             self.captions.update(tuple(caption[name] for name in MAKERS) for caption in region["captions"])
 
+    def add_rows(self, tables: dict[str, pl.DataFrame], index: pl.DataFrame) -> None:
+        """Counts the samples of a shard, from the rows that they are made from and the shard's sampling index."""
+        packed = index.select(pl.col("region_key").str.decode("hex")).unique()
+        regions = tables["regions"].join(packed, on="region_key", how="semi")
+        counted = regions.group_by("source", "licence").agg(pl.len(), pl.col("media_key").n_unique().alias("media"))
+        for source, licence, *counts in counted.iter_rows():
+            before = self.licences.setdefault((source, licence), [0, 0])
+            self.licences[source, licence] = [old + new for old, new in zip(before, counts, strict=True)]
+        captions = tables["captions"].join(packed, on="region_key", how="semi")
+        named = captions.with_columns(pl.col("prompt_hash").bin.encode("hex")).group_by(MAKERS).len()
+        self.captions.update({tuple(row[:-1]): row[-1] for row in named.iter_rows()})
+
     def licence_rows(self) -> list[dict[str, Any]]:
         """Source, licence, regions, media."""
         order = sorted(self.licences, key=lambda place: (place[0], place[1] is None, place[1] or ""))
@@ -230,12 +312,9 @@ class Made:
         ]
 
 
-def summary(shards: list[dict[str, Any]], index: pl.DataFrame, made: Made, failed_shards: int) -> dict[str, Any]:
-    """The counts of a manifest, from its shards, its sampling index and its samples."""
+def summary(shards: list[dict[str, Any]], counts: pl.DataFrame, made: Made, failed_shards: int) -> dict[str, Any]:
+    """The counts of a manifest, from its shards, its sampling index (`count_rows`) and its samples."""
     samples = [shard for shard in shards if shard["kind"] != "media"]
-    counts = index.group_by("split", "source", "task", "language").agg(
-        captions=pl.len(), regions=pl.col("region_key").n_unique(), media=pl.col("media_key").n_unique()
-    )
     splits: dict[str, dict[str, int]] = {}
     for shard in sorted(samples, key=lambda shard: str(shard["split"])):
         split = splits.setdefault(shard["split"], {"samples": 0, "captions": 0, "shards": 0})
@@ -252,21 +331,8 @@ def summary(shards: list[dict[str, Any]], index: pl.DataFrame, made: Made, faile
             "failed_shards": failed_shards,
         },
         "splits": splits,
-        "counts": counts.sort("split", "source", "task", "language").to_dicts(),
+        "counts": counts.to_dicts(),
         "made_by": made.caption_rows(),
         "licences": made.licence_rows(),
         "shards": shards,
     }
-
-
-def _made(plan: PackPlan, index: pl.DataFrame) -> Made:
-    """The counts of `Made`, from the plan's rows of what the index holds."""
-    made = Made()
-    packed = index.select(pl.col("region_key").str.decode("hex")).unique()
-    regions = plan.bodies["regions"].join(packed, on="region_key", how="semi")
-    counted = regions.group_by("source", "licence").agg(regions=pl.len(), media=pl.col("media_key").n_unique())
-    made.licences = {(source, licence): [n, media] for source, licence, n, media in counted.iter_rows()}
-    captions = plan.bodies["captions"].join(packed, on="region_key", how="semi")
-    named = captions.with_columns(pl.col("prompt_hash").bin.encode("hex")).group_by(MAKERS).len()
-    made.captions = Counter({tuple(row[:-1]): row[-1] for row in named.iter_rows()})
-    return made

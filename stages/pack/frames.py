@@ -22,28 +22,35 @@ def empty_frame(model: type[Row]) -> pl.DataFrame:
     return pl.DataFrame(pl.from_arrow(arrow_schema(model).empty_table()))
 
 
+Frame = pl.DataFrame | pl.LazyFrame
+
+
 @dataclass(frozen=True)
 class PackFrames:
-    """Current rows of a run, all statuses, with the columns of their records.
+    """Current rows of a run, all statuses, with the columns of their records, in memory or to be read lazily.
 
     A table that the run does not have (events of an image corpus, decisions before there is a policy) is None.
     """
 
-    media: pl.DataFrame
-    regions: pl.DataFrame
-    masks: pl.DataFrame
-    captions: pl.DataFrame
-    events: pl.DataFrame | None = None
-    decisions: pl.DataFrame | None = None
-    selection: pl.DataFrame | None = None
+    media: Frame
+    regions: Frame
+    masks: Frame
+    captions: Frame
+    events: Frame | None = None
+    decisions: Frame | None = None
+    selection: Frame | None = None
 
-    def rows(self, name: str) -> pl.DataFrame:
+    def rows(self, name: str) -> Frame:
         """The frame of a table, without rows where the run has none."""
-        frame: pl.DataFrame | None = getattr(self, name)
+        frame: Frame | None = getattr(self, name)
         return empty_frame(_MODELS[name]) if frame is None else frame
 
+    def frame(self, name: str) -> pl.DataFrame:
+        """The rows of a table in memory."""
+        return self.rows(name).lazy().collect()
+
     def __iter__(self) -> Iterator[tuple[str, pl.DataFrame]]:
-        return ((field.name, self.rows(field.name)) for field in fields(self))
+        return ((field.name, self.frame(field.name)) for field in fields(self))
 
 
 _MODELS: dict[str, type[Row]] = {

@@ -22,11 +22,11 @@ from stages.pack.config import PackConfig
 from stages.pack.frames import PackFrames, to_ipc
 from stages.pack.records import PackUnit
 from stages.pack.samples import COLUMNS
-from stages.pack.select import exclusions, kept_captions
+from stages.pack.select import EXCLUDED_SCHEMA, exclusions, kept_captions
 from stages.pack.shards import cut, layout_digest, planned_media, record_bytes
+from stages.pack.slices import BODIES, MEDIA_PER_SLICE, Bodies, Slices, summed
 
 MEDIA_FOLDER = "media_shards"
-BODIES = ("media", "regions", "masks", "events", "captions")
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,9 @@ class PackPlan:
 
     `units`: a row a shard (`PackUnit` without bodies, plus `ordinal`, `planned_bytes`). `members`: `media_key`,
     `ordinal` of its shard group, `position` in the shard. `excluded`: counts as `select.exclusions` gives them.
-    `bodies`: the rows to pack, ordered as the shards are. `pack_id`: 16 hexadecimal digits naming what is packed and
-    how, so that equal inputs have equal names.
+    `forms`: the pixels' forms with the most frames that a sample of each carries. `sources`: their names.
+    `num_captions`: the captions that are to be packed. `bodies`: the rows to pack. `pack_id`: 16 hexadecimal digits
+    naming what is packed and how, so that equal inputs have equal names.
     """
 
     pack_id: str
@@ -44,54 +45,93 @@ class PackPlan:
     units: pl.DataFrame
     members: pl.DataFrame
     excluded: pl.DataFrame
-    bodies: dict[str, pl.DataFrame]
-    offsets: dict[str, np.ndarray]
+    forms: dict[str, int]
+    sources: list[str]
+    num_captions: int
+    bodies: Bodies
 
     @property
     def folder(self) -> str:
         """The pack's folder inside the run."""
         return f"packs/{self.pack_id}"
 
-    def pending(self, packed: pl.DataFrame | None) -> pl.DataFrame:
-        """The light rows of shards that no `ok` row of the `packed` table holds yet."""
+    def pending(self, packed: pl.DataFrame | None, retry: bool = False) -> pl.DataFrame:
+        """The light rows of shards that no `ok` row of the `packed` table holds yet.
+
+        With `retry` those that lack samples as well, with the attempts that they have had.
+        """
         if packed is None or packed.is_empty():
             return self.units
-        done = packed.filter(pl.col("status") == "ok").select("shard_key", "input_digest")
-        return self.units.join(done, on=["shard_key", "input_digest"], how="anti", maintain_order="left")
+        on = ["shard_key", "input_digest"]
+        latest = packed.unique(on, keep="last")
+        whole = (pl.col("status") == "ok") & (~pl.lit(retry) | (pl.col("missing").list.len() == 0))
+        left = self.units.join(latest.filter(whole).select(on), on=on, how="anti", maintain_order="left")
+        return left.join(latest.select(*on, "attempts"), on=on, how="left", maintain_order="left")
 
     def fill(self, units: pl.DataFrame) -> pa.Table:
         """Units with their bodies: the table that `PackStage` takes. Memory is that of these shards' records."""
         columns: dict[str, list[bytes]] = {name: [] for name in BODIES}
         for kind, ordinal in units.select("kind", "ordinal").iter_rows():
-            for name in BODIES:
-                rows = self.body(name, ordinal)
+            for name, rows in self.rows(ordinal).items():
                 columns[name].append(to_ipc(rows.clear() if kind == "media" and name != "media" else rows))
         filled = units.with_columns(pl.Series(name, values, pl.Binary) for name, values in columns.items())
         return conform(filled.to_arrow(), arrow_schema(PackUnit))
 
-    def body(self, name: str, ordinal: int) -> pl.DataFrame:
-        """The rows of one table that go into one shard."""
-        start, end = self.offsets[name][ordinal : ordinal + 2].tolist()
-        return self.bodies[name].slice(start, end - start)
+    def rows(self, ordinal: int) -> dict[str, pl.DataFrame]:
+        """The rows of each table that go into one shard group."""
+        return self.bodies.rows(self.members.filter(pl.col("ordinal") == ordinal).select("media_key"))
+
+    def table(self, name: str) -> pl.DataFrame:
+        """All rows of one table, in shard order, in memory."""
+        parts = [self.rows(ordinal)[name] for ordinal in self.members["ordinal"].unique(maintain_order=True)]
+        return pl.concat(parts)
 
 
-def plan_pack(frames: PackFrames, config: PackConfig, packed: pl.DataFrame | None = None) -> PackPlan:
+def plan_pack(
+    frames: PackFrames,
+    config: PackConfig,
+    packed: pl.DataFrame | None = None,
+    media_per_slice: int = MEDIA_PER_SLICE,
+) -> PackPlan:
     """Plans the shards of a run's current tables.
 
     `packed` are earlier rows of the `packed` table, all packs: shards with the same input digest are reused. Reads
-    every column of the tables once and holds the rows to be packed in memory; pixels are never touched.
+    the tables once, slice by slice: what stays in memory is a few numbers a media; pixels are never touched.
     """
+    slices = Slices(frames, media_per_slice)
+    bodies = Bodies(slices.folder)
+    light, excluded, sources, captions = [], [], set[str](), 0
+    for part in slices:
+        tables = _slice_bodies(part, config)
+        bodies.add(tables)
+        light.append(_light(tables))
+        excluded.append(exclusions(part))
+        sources |= set(tables["regions"]["source"])
+        captions += len(tables["captions"])
+    media = pl.concat(light).sort("pack_split", "form", "media_key")
+    members, shards = _cut_all(media, config)
+    digests = media["digest"].to_list()
+    pack_id = digest_value({"config": config.model_dump(mode="json"), "samples": b"".join(digests)}).hex()[:16]
+    units = _units(shards, members, digests, media["media_digest"].to_list(), pack_id, config)
+    if packed is not None and not packed.is_empty():
+        units = _reusing(units, packed)
+    forms = dict(media.group_by("form").agg(pl.col("frames").max()).sort("form").iter_rows())
+    by = [name for name in EXCLUDED_SCHEMA if name != "count"]
+    return PackPlan(pack_id, config, units, members, summed(excluded, by), forms, sorted(sources), captions, bodies)
+
+
+def _slice_bodies(frames: PackFrames, config: PackConfig) -> dict[str, pl.DataFrame]:
+    """The rows of a slice that are packed, each table in the order of its shards; media with `planned_bytes`."""
     captions = kept_captions(frames)
-    regions = frames.rows("regions").filter(pl.col("status") == "ok")
+    regions = frames.frame("regions").filter(pl.col("status") == "ok")
     regions = regions.join(captions, on="region_key", how="semi")
-    masks = frames.rows("masks").filter(pl.col("status") == "ok")
-    events = frames.rows("events").filter(pl.col("status") == "ok")
-    media = frames.rows("media").filter(pl.col("status") == "ok")
+    masks = frames.frame("masks").filter(pl.col("status") == "ok")
+    events = frames.frame("events").filter(pl.col("status") == "ok")
+    media = frames.frame("media").filter(pl.col("status") == "ok")
     # Media shards hold every media with an accepted mask, so that they do not change with a policy.
     reach = masks if config.layout == "split" else captions
     media = planned_media(media.join(reach, on="media_key", how="semi"), masks, events, config)
     bodies = {
-        "media": media,
         "regions": regions,
         "masks": masks.join(captions, on="region_key", how="semi"),
         "events": events.join(captions, on="region_key", how="semi"),
@@ -102,16 +142,22 @@ def plan_pack(frames: PackFrames, config: PackConfig, packed: pl.DataFrame | Non
         media = media.join(sizes, on="media_key", how="left").with_columns(
             planned_bytes=pl.col("planned_bytes") + pl.col("record_bytes").fill_null(0)
         )
-        bodies["media"] = media.drop("record_bytes")
-    members, shards = _cut_all(bodies["media"], config)
-    bodies = {name: _ordered(name, frame, members) for name, frame in bodies.items()}
-    digests = _sample_digests(bodies, media_only=False)
-    offsets = {name: _offsets(frame, len(shards)) for name, frame in bodies.items()}
-    pack_id = digest_value({"config": config.model_dump(mode="json"), "samples": b"".join(digests)}).hex()[:16]
-    units = _units(shards, members, digests, _sample_digests(bodies, media_only=True), pack_id, config)
-    if packed is not None and not packed.is_empty():
-        units = _reusing(units, packed)
-    return PackPlan(pack_id, config, units, members, exclusions(frames), bodies, offsets)
+    media = media.select(*COLUMNS["media"], "planned_bytes").sort("pack_split", "form", "media_key")
+    places = media.select("media_key").with_row_index("place")
+    return {"media": media, **{name: _ordered(name, frame, places) for name, frame in bodies.items()}}
+
+
+def _light(bodies: dict[str, pl.DataFrame]) -> pl.DataFrame:
+    """What a plan remembers of each media: its split, form, size and frames, the digests of its sample."""
+    return bodies["media"].select(
+        "media_key",
+        "pack_split",
+        "form",
+        "planned_bytes",
+        frames=pl.col("clip_indices").list.len().cast(pl.Int64),
+        digest=pl.Series(_sample_digests(bodies, media_only=False), dtype=pl.Binary),
+        media_digest=pl.Series(_sample_digests(bodies, media_only=True), dtype=pl.Binary),
+    )
 
 
 def _cut_all(media: pl.DataFrame, config: PackConfig) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -140,7 +186,6 @@ def _cut_all(media: pl.DataFrame, config: PackConfig) -> tuple[pl.DataFrame, pl.
 
 
 _ORDER = {
-    "media": [],
     "regions": ["region_key"],
     "masks": ["region_key", "segment"],
     "events": ["region_key", "event_index"],
@@ -148,26 +193,25 @@ _ORDER = {
 }
 
 
-def _ordered(name: str, frame: pl.DataFrame, members: pl.DataFrame) -> pl.DataFrame:
-    frame = frame.select(COLUMNS[name]).join(members, on="media_key", how="inner")
-    return frame.sort("ordinal", "position", *_ORDER[name], maintain_order=True)
-
-
-def _offsets(frame: pl.DataFrame, num_shards: int) -> np.ndarray:
-    return np.searchsorted(frame["ordinal"].to_numpy(), np.arange(num_shards + 1))
+def _ordered(name: str, frame: pl.DataFrame, places: pl.DataFrame) -> pl.DataFrame:
+    """The columns of a body, in the order of their media (`media_key`, `place`)."""
+    placed = frame.select(COLUMNS[name]).join(places, on="media_key", how="inner")
+    return placed.sort("place", *_ORDER[name], maintain_order=True).drop("place")
 
 
 def _sample_digests(bodies: dict[str, pl.DataFrame], media_only: bool) -> list[bytes]:
-    """A digest a media, in shard order, over all that its sample is written from."""
+    """A digest a media, in the order of the body, over all that its sample is written from."""
+    places = bodies["media"].select("media_key").with_row_index("place")
     parts = []
     for rank, (name, columns) in enumerate(_WRITTEN.items()):
         if media_only and name != "media":
             continue
         frame = bodies[name]
         digest = digest_columns({column: frame[column].to_arrow() for column in columns})
-        parts.append(frame.select("ordinal", "position", rank=pl.lit(rank)).with_columns(digest=pl.Series(digest)))
-    rows = pl.concat(parts).sort("ordinal", "position", "rank", maintain_order=True)
-    joined = rows.group_by("ordinal", "position", maintain_order=True).agg(pl.col("digest"))
+        rows = frame.select("media_key", rank=pl.lit(rank)).with_columns(digest=pl.Series(digest, dtype=pl.Binary))
+        parts.append(rows.join(places, on="media_key", how="inner", maintain_order="left"))
+    joined = pl.concat(parts).sort("place", "rank", maintain_order=True)
+    joined = joined.group_by("place", maintain_order=True).agg(pl.col("digest"))
     packed = pa.array([b"".join(digests) for digests in joined["digest"].to_list()], pa.large_binary())
     return list(hash_binary(packed).to_pylist())
 

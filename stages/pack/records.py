@@ -13,7 +13,7 @@ class PackUnit(Record):
     """One shard to write: its place and the slices of the tables (Arrow IPC streams) from which it is made.
 
     `shard` is the path inside the run's folder. `reuse_from` names an earlier shard with the same input digest, which
-    is linked rather than written again if it still has `reuse_bytes` bytes.
+    is linked rather than written again if it still has `reuse_bytes` bytes. `attempts` counts what earlier runs tried.
     """
 
     shard_key: Key
@@ -26,6 +26,7 @@ class PackUnit(Record):
     reuse_from: str | None = None
     reuse_sha256: str | None = None
     reuse_bytes: int | None = None
+    attempts: int | None = None
     media: bytes
     regions: bytes
     masks: bytes

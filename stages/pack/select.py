@@ -27,10 +27,10 @@ def kept_captions(frames: PackFrames) -> pl.DataFrame:
 
 def _judged(frames: PackFrames) -> pl.DataFrame:
     """Every caption with `source`, and the stage (`where_`) and reason (`why`, null: kept) that keeps it out."""
-    captions = frames.rows("captions")
-    regions = frames.rows("regions").select("region_key", "source", region_status="status").unique("region_key")
-    masks = frames.rows("masks").group_by("region_key").agg(mask_ok=(pl.col("status") == "ok").all())
-    media = frames.rows("media").select("media_key", media_status="status").unique("media_key")
+    captions = frames.frame("captions")
+    regions = frames.frame("regions").select("region_key", "source", region_status="status").unique("region_key")
+    masks = frames.frame("masks").group_by("region_key").agg(mask_ok=(pl.col("status") == "ok").all())
+    media = frames.frame("media").select("media_key", media_status="status").unique("media_key")
     judged = (
         captions.join(regions, on="region_key", how="left")
         .join(masks, on="region_key", how="left")
@@ -39,7 +39,7 @@ def _judged(frames: PackFrames) -> pl.DataFrame:
     if frames.decisions is None:
         judged = judged.with_columns(decided=pl.lit("ok"), decided_reason=pl.lit(None, pl.String))
     else:
-        decided = frames.decisions.select("caption_key", decided="status", decided_reason="reason")
+        decided = frames.frame("decisions").select("caption_key", decided="status", decided_reason="reason")
         judged = judged.join(decided.unique("caption_key"), on="caption_key", how="left")
     faults: list[tuple[pl.Expr, str, pl.Expr]] = [
         (pl.col("media_status").fill_null("gone") != "ok", "ingest", pl.lit("media_not_available")),
@@ -75,12 +75,12 @@ def exclusions(frames: PackFrames) -> pl.DataFrame:
 
     Rows of ingest, select and refine count regions, those of distill, decide and pack count captions.
     """
-    regions = frames.rows("regions")
+    regions = frames.frame("regions")
     sources = regions.select("region_key", "source").unique("region_key")
     parts = [_region_reasons(regions.select("source", "status", "reason"), "ingest")]
-    selection = frames.rows("selection").select("source", "status", "reason")
+    selection = frames.frame("selection").select("source", "status", "reason")
     parts.append(_region_reasons(selection, "select"))
-    masks = frames.rows("masks").select("region_key", "status", "reason").filter(pl.col("status") != "ok")
+    masks = frames.frame("masks").select("region_key", "status", "reason").filter(pl.col("status") != "ok")
     masks = masks.unique("region_key", maintain_order=True).join(sources, on="region_key", how="left")
     parts.append(_region_reasons(masks, "refine"))
     captions = _judged(frames).filter(pl.col("where_").is_in(["distill", "decide", "pack"]))

@@ -16,9 +16,9 @@ from stages.pack.clips import clip_members, clip_times
 from stages.pack.config import PackConfig
 from stages.pack.frames import from_ipc
 from stages.pack.members import Member, image_member
-from stages.pack.plan import BODIES
 from stages.pack.records import MissingSample, Packed, PackUnit
 from stages.pack.samples import records_of
+from stages.pack.slices import BODIES
 from stages.pack.tar import Written, link_or_copy, write_tar
 
 _Triple = tuple[bytes, str, bytes]

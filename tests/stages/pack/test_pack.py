@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from schemas.sample import Sample
-from stages.pack import PackConfig, PackIncompleteError, finish_pack, plan_pack, verify_pack
+from stages.pack import PackConfig, PackFrames, PackIncompleteError, finish_pack, plan_pack, verify_pack
 
 SMALL = PackConfig(max_shard_bytes="16kB", validation_fraction=0.3)
 
@@ -103,8 +103,8 @@ def test_adding_media_moves_no_sample_and_keeps_most_shards(new_corpus, tmp_path
     before = plan_pack(corpus.frames(), SMALL)
     corpus.add(1000)
     after = plan_pack(corpus.frames(), SMALL)
-    split_before = before.bodies["media"].select("media_key", "pack_split")
-    split_after = after.bodies["media"].select("media_key", "pack_split")
+    split_before = before.table("media").select("media_key", "pack_split")
+    split_after = after.table("media").select("media_key", "pack_split")
     assert len(split_before.join(split_after, on=["media_key", "pack_split"])) == 60
     same = before.units.join(after.units, on="input_digest", how="semi")
     assert len(same) >= len(before.units) - 1 > 5
@@ -115,7 +115,7 @@ def test_duplicates_share_a_split(new_corpus):
     groups = [corpus.add(seed) for seed in range(40)]
     for seed, group in enumerate(groups):
         corpus.add(100 + seed, group=group)
-    media = plan_pack(corpus.frames(), PackConfig(validation_fraction=0.5)).bodies["media"]
+    media = plan_pack(corpus.frames(), PackConfig(validation_fraction=0.5)).table("media")
     per_group = media.group_by("group_key").agg(pl.col("pack_split").n_unique(), pl.len())
     assert per_group["len"].to_list() == [2] * 40
     assert per_group["pack_split"].to_list() == [1] * 40
@@ -135,7 +135,7 @@ def test_what_is_left_out_is_counted_by_reason(corpus):
         ("select", "too_small"): 1,
         ("refine", "mask_unstable"): 1, ("distill", "refused"): 1, ("decide", "repetition"): 1,
     }  # fmt: skip
-    assert len(plan.bodies["captions"]) == 48 - 1 - 1 - 2
+    assert len(plan.table("captions")) == 48 - 1 - 1 - 2
 
 
 def test_a_streaming_chain_ends_at_its_first_gap(new_corpus):
@@ -145,7 +145,7 @@ def test_a_streaming_chain_ends_at_its_first_gap(new_corpus):
     keys = [corpus.add_caption(region, media, "en", f"event {i}", "stream", i) for i in range(4)]
     corpus.reject(keys[2])
     plan = plan_pack(corpus.frames(), SMALL)
-    kept = plan.bodies["captions"].filter(pl.col("task") == "stream")
+    kept = plan.table("captions").filter(pl.col("task") == "stream")
     assert kept["event_index"].to_list() == [0, 1]
     assert ("pack", "chain_broken", 1) in plan.excluded.select("stage", "reason", "count").rows()
 
@@ -198,3 +198,40 @@ def _packed_schema() -> dict[str, pl.DataType]:
     from stages.pack.records import Packed
 
     return dict(empty_frame(Packed).schema)
+
+
+@pytest.mark.parametrize("layout", ["joined", "split"])
+def test_a_plan_in_slices_is_the_plan(new_corpus, write, tmp_path, layout):
+    """However the tables come, in memory or lazily, whole or in slices: equal shards, indexes, manifests."""
+    corpus = new_corpus("many")
+    for seed in range(12):
+        corpus.add(seed)
+    corpus.add_clip(7, num_frames=20)
+    corpus.reject(corpus.captions[3].caption_key)
+    config = PackConfig(layout=layout, max_shard_bytes="16kB", validation_fraction=0.3)
+    frames = corpus.frames()
+    lazy = PackFrames(**{name: frame.lazy() for name, frame in frames})
+    written = []
+    for number, (tables, per_slice) in enumerate([(frames, 1000), (frames, 2), (lazy, 5)]):
+        plan = plan_pack(tables, config, media_per_slice=per_slice)
+        root = tmp_path / str(number)
+        finish_pack(str(root), plan, write(plan, root))
+        files = {path.relative_to(root): path for path in root.rglob("*") if path.is_file()}
+        written.append({name: path.read_bytes() for name, path in files.items()})
+    assert any(name.name == "manifest.json" for name in written[0])
+    assert written[0] == written[1] == written[2]
+
+
+def test_a_shard_that_lacks_samples_is_written_again_on_request(corpus, write, tmp_path):
+    gone = Path(corpus.media[0].uri)
+    data = gone.read_bytes()
+    gone.unlink()
+    config = PackConfig(max_shard_bytes="40kB", validation_fraction=0)
+    plan = plan_pack(corpus.frames(), config)
+    rows = write(plan, tmp_path)
+    assert not len(plan.pending(rows))
+    gone.write_bytes(data)
+    waiting = plan.pending(rows, retry=True)
+    assert waiting["attempts"].to_list() == [1]
+    again = write(plan, tmp_path, rows.filter(~pl.col("shard_key").is_in(waiting["shard_key"].implode())))
+    assert finish_pack(str(tmp_path), plan, again)["missing_samples"] == []

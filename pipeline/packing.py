@@ -1,0 +1,130 @@
+"""The last step: the shards of what the present decisions keep, and the account of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from pipeline.engine import Corpus, Counts, frame_of
+from pipeline.output import decision_fingerprint, decisions
+from pipeline.session import Session
+from pipeline.work import Node
+from schemas.keys import digest_columns, digest_value, set_digest
+from stages.base import fingerprint
+from stages.decide import evaluate
+from stages.pack import build_pack, finish_pack, pack_effort, plan_pack
+from stages.pack.card import Story
+from stages.pack.frames import PackFrames
+from stages.pack.records import Packed
+from stages.policy import Policy, policy_digest
+from stages.yields import yield_table
+
+_SHARDS_AT_ONCE = 64
+_INPUTS, _PLANNED, _WRITTEN = "pack_inputs", "pack_planned", "pack_written"
+
+
+def pack_frames(now: Corpus, policy: Policy) -> PackFrames:
+    """What packing reads: all current rows of the run."""
+    return PackFrames(
+        media=now.media,
+        regions=now.regions,
+        masks=now.refine.rows,
+        captions=now.captions,
+        events=now.chunk.rows,
+        decisions=decisions(now, policy),
+        selection=now.selection,
+    )
+
+
+def pack_inputs(now: Corpus, policy: Policy) -> str:
+    """The digest of all that a pack is made from: where it is as it was, the pack is the one that there is."""
+    stage = build_pack(now.config.pack, now.config.run, now.config.storage_options)
+    seen = [step.fingerprint for step in (now.refine, now.chunk, *now.distill.values())]
+    names = ("media_key", "uri", "group_key", "encoding", "orientation", "fps", "digest")
+    media = digest_columns({name: now.media[name].to_arrow() for name in names})
+    tables = [
+        (now.regions, "region_key"),
+        (now.refine.rows, "mask_key"),
+        (now.chunk.rows, "event_key"),
+        (now.captions, "caption_key"),
+    ]
+    rows = [set_digest(frame[key].to_arrow(), frame["digest"].to_arrow()) for frame, key in tables]
+    settings = [fingerprint(stage), now.config.pack.model_dump(mode="json"), decision_fingerprint(policy, now)]
+    return digest_value([*settings, *seen, *rows, set_digest(media), now.select_fingerprint()]).hex()
+
+
+def pack_kept(session: Session) -> None:
+    """Writes the shards that the present decisions ask for and that do not exist yet.
+
+    Where nothing has changed since the current pack was finished, nothing is planned. With `retry`, shards that lack
+    samples (their media could not be read) are written once more.
+    """
+    now = session.corpus()
+    policy = now.policy
+    inputs = pack_inputs(now, policy)
+    stage = build_pack(session.config.pack, session.writer.store.url, session.config.storage_options)
+    print_ = fingerprint(stage)
+    if _is_finished(session, inputs) and not session.retry:
+        session.result.pack_id = now.view.snapshot.pointers["pack"] if now.view.snapshot else None
+        session.snapshot(fingerprints={"pack": print_.hex()})
+        return
+    packed = frame_of(now.view, stage.table, [print_], Packed)
+    plan = plan_pack(pack_frames(now, policy), session.config.pack, packed)
+    waiting = plan.pending(packed, session.retry)
+    for start in range(0, len(waiting), _SHARDS_AT_ONCE):
+        units = plan.fill(waiting.slice(start, _SHARDS_AT_ONCE))
+        session.run_nodes([Node("pack", stage, stage.table, print_, units)])
+    written = 0
+    if len(plan.units):
+        rows = frame_of(session.writer.view(), stage.table, [print_], Packed)
+        root, options = session.writer.store.url, session.config.storage_options
+        manifest = finish_pack(root, plan, rows, options, story_of(now, policy))
+        written = manifest["totals"]["captions"]
+        session.result.pack = {**manifest, "effort": pack_effort(plan, rows)}
+        session.result.pack_id = plan.pack_id
+    facts = {_INPUTS: inputs, _PLANNED: str(plan.num_captions), _WRITTEN: str(written)}
+    session.snapshot(fingerprints={"pack": print_.hex()}, pointers={"pack": plan.pack_id, **facts})
+
+
+def _is_finished(session: Session, inputs: str) -> bool:
+    before = session.writer.current()
+    pointers = before.pointers if before else {}
+    if pointers.get(_INPUTS) != inputs:
+        return False
+    manifest = f"packs/{pointers['pack']}/manifest.json"
+    return pointers[_PLANNED] == "0" or session.writer.store.exists(manifest)
+
+
+def packed_counts(now: Corpus) -> Counts:
+    """Captions that the policy keeps, on their way into the pack.
+
+    `ok` are in the current pack, `filtered` kept out by what packing asks beside the policy (an unbroken chain, a mask
+    that was accepted), `failed` planned into shards whose media could not be read.
+    """
+    policy = now.policy
+    kept = int((decisions(now, policy)["status"] == "ok").sum())
+    pointers = now.view.snapshot.pointers if now.view.snapshot else {}
+    if not kept or pointers.get(_INPUTS) != pack_inputs(now, policy):
+        return Counts(total=kept, pending=kept)
+    planned, written = int(pointers[_PLANNED]), int(pointers[_WRITTEN])
+    return Counts(total=kept, ok=written, filtered=kept - planned, failed=planned - written)
+
+
+def story_of(now: Corpus, policy: Policy) -> Story:
+    """What the card tells of the captions: the yield of each check, what the teachers cost."""
+    evaluation = evaluate(now.scored, policy)
+    shown = yield_table(evaluation).to_dicts() if policy.checks else []
+    return Story(policy=f"{policy.name} ({policy_digest(policy).hex()})", yields=shown, cost=_cost(now.captions))
+
+
+def _cost(captions: pl.DataFrame) -> list[dict[str, Any]]:
+    """Captions, tokens and dollars by teacher and model; None where a model has no list price."""
+    told = captions.select("teacher", "model", "usage").unnest("usage")
+    summed = told.group_by("teacher", "model").agg(
+        captions=pl.len().cast(pl.Int64),
+        prompt_tokens=pl.col("prompt_tokens").sum(),
+        completion_tokens=pl.col("completion_tokens").sum(),
+        cost_usd=pl.when(pl.col("cost_usd").count() > 0).then(pl.col("cost_usd").sum().round(6)),
+    )
+    return summed.sort("teacher", "model").to_dicts()
