@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from pydantic import Field
@@ -23,6 +23,14 @@ class GenerationConfig(Record):
     max_new_tokens: int = Field(default=512, ge=1)
     temperature: float = Field(default=0.0, ge=0.0)
     fast: bool = True
+
+
+class Answerer(Protocol):
+    """What answers questions about taps: `Generator` here, or vLLM (`model.serve`)."""
+
+    def __call__(self, video: bool, embed: torch.Tensor, tokens: torch.Tensor, users: Sequence[str], /) -> list[str]:
+        """One answer for each user turn (see `templates.user_text`) and its taps (B, F, ...)."""
+        ...
 
 
 class Generator:

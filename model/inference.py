@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from model import checkpoint
-from model.generate import GenerationConfig, Generator
+from model.generate import Answerer, GenerationConfig, Generator
 from model.pam import Pam
 from model.vision import FrozenSam, Prompt, Taps, load_sam, shown_frames
 from prompts.pam import user_text
@@ -66,7 +66,7 @@ class PAM:
         if pam.config.perceiver.dim != sam.dim:
             raise ValueError(f"this PAM reads {pam.config.perceiver.dim} channels, its SAM 2 gives {sam.dim}")
         self.pam, self.sam, self.tokenizer = pam.eval(), sam, tokenizer
-        self.answer = Generator(pam, tokenizer, generation)
+        self.answer: Answerer = Generator(pam, tokenizer, generation)
 
     @staticmethod
     def from_pretrained(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,20 @@ def test_memory_does_not_grow_with_a_clips_length(sam: FrozenSam, folder: Path) 
         if at in (23, 43):
             held.append(_held())
     assert held[1] <= held[0]
+
+
+def test_an_encoder_in_bfloat16_gives_nearly_the_same_taps_in_float32(sam: FrozenSam, folder: Path) -> None:
+    half = FrozenSam(copy.deepcopy(sam.sam), half_encoder=True)
+    frames = _frames(folder)[:2]
+    prompts = [Prompt(box=BOX), Prompt(points=((30.0, 30.0),), point_labels=(1,))]
+    whole, rough = (s.prompt(s.encode(s.preprocess(frames)), [0, 1], prompts, [SIZE] * 2) for s in (sam, half))
+    for name in ("embed", "tokens", "mask_logits", "iou", "score"):
+        ours, theirs = getattr(rough, name), getattr(whole, name)
+        assert ours.dtype == torch.float32
+        assert (ours - theirs).norm() < 0.05 * theirs.norm(), name
+    with torch.autocast("cpu", torch.bfloat16):
+        tracked = _track(half, frames, [Prompt(box=BOX)])
+    assert all(torch.isfinite(taps.embed).all() for taps in tracked)
 
 
 def test_no_hook_or_wrapper_stays_behind(sam: FrozenSam) -> None:
