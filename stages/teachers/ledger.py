@@ -142,7 +142,8 @@ class Ledger:
 
     def _read(self, name: str, place: Place) -> bytes:
         if self._local is None and not (self._folder / name).exists():
-            data: bytes = self._fs.cat_file(f"{self._root}/{name}", place.offset, place.offset + place.length)
+            start, end = int(place.offset), int(place.offset + place.length)
+            data: bytes = self._fs.cat_file(f"{self._root}/{name}", start=start, end=end)
             return data
         return os.pread(self._handle(name), place.length, place.offset)
 
