@@ -5,7 +5,8 @@
 Ours: plan, read and verify each picture, assemble and validate each record, write, SHA-256, fsync, indexes, card and
 manifest. ShardWriter's: read each picture and write it with its record, a ready-made dictionary; no digest, no
 validation, no index. Pairs are interleaved, so that a busy machine is busy for both; the ratio is their median.
-`--memory` runs growing corpora in processes of their own and prints each one's peak memory and time.
+`--memory` packs growing corpora (`--sizes`), each in a process of its own that has not made it, and prints its peak
+memory and time. Tables are read from parquet files, as a run gives them.
 """
 
 from __future__ import annotations
@@ -55,17 +56,23 @@ def frame(rows: list[Any], model: type[Any]) -> pl.DataFrame:
 
 
 def corpus(folder: Path, count: int) -> PackFrames:
-    """Pictures in a folder and the tables of a run that has refined, captioned and judged them."""
+    """Pictures in a folder, and the tables of a run that has refined, captioned and judged them, as parquet files."""
     folder.mkdir(parents=True)
+    tables = folder.with_name("tables")
     noise = np.random.default_rng(0).integers(0, 255, (36, 48, 3), np.uint8)
     base = cv2.resize(noise, (384, 288), interpolation=cv2.INTER_CUBIC)
     mask = Rle(size=(288, 384), counts="Zk0" + "3J2N2N1O1N2O0O2N1O1O1N2O1" * 12)
-    parts: dict[str, list[pl.DataFrame]] = {name: [] for name in ("media", "regions", "masks", "captions", "decisions")}
-    for start in range(0, count, 2000):
-        made = rows_of(folder, range(start, min(start + 2000, count)), base, mask)
+    for start in range(0, count, 500):
+        made = rows_of(folder, range(start, min(start + 500, count)), base, mask)
         for name, model in MODELS.items():
-            parts[name].append(frame(made[name], model))
-    return PackFrames(**{name: pl.concat(frames) for name, frames in parts.items()})
+            (tables / name).mkdir(parents=True, exist_ok=True)
+            frame(made[name], model).write_parquet(tables / name / f"{start:06d}.parquet")
+    return lazily(tables)
+
+
+def lazily(tables: Path) -> PackFrames:
+    """The tables as a run gives them: to be read."""
+    return PackFrames(**{name: pl.scan_parquet(tables / name / "*.parquet") for name in MODELS})
 
 
 MODELS: dict[str, type[Any]] = {
@@ -141,7 +148,7 @@ def ready_made(frames: PackFrames, folder: Path) -> list[tuple[str, str, dict[st
         for sample in wds.WebDataset(str(shard), shardshuffle=False):
             found[sample["__key__"]] = json.loads(sample["json"])
     shutil.rmtree(folder)
-    paths = {key.hex(): uri for key, uri in frames.media.select("media_key", "uri").iter_rows()}
+    paths = {key.hex(): uri for key, uri in frames.frame("media").select("media_key", "uri").iter_rows()}
     return [(key, paths[key], record) for key, record in sorted(found.items())]
 
 
@@ -171,15 +178,15 @@ def compare(samples: int, pairs: int, folder: Path) -> None:
 
 
 def measure(samples: int, folder: Path) -> None:
-    """One corpus in this process: peak memory while it was only made, then packed, and the time packing took."""
-    frames = corpus(folder / "pictures", samples)
-    made = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Packs the corpus of a folder in this process: peak memory before and after, and the time it took."""
+    frames = lazily(folder / "tables")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     taken = seconds(lambda: ours(frames, folder / "run"))
     packed = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    held = sum(part.estimated_size("mb") for _, part in frames)
+    held = sum(path.stat().st_size for path in (folder / "tables").rglob("*.parquet")) / 1e6
     print(
-        f"{samples:6d} samples: {taken:7.2f} s ({samples / taken:.0f}/s), tables {held:.0f} MB, "
-        f"peak {made:.0f} MB before, {packed:.0f} MB after",
+        f"{samples:6d} samples: {taken:7.2f} s ({samples / taken:.0f}/s), tables {held:.0f} MB as parquet, "
+        f"peak {before:.0f} MB before, {packed:.0f} MB after",
         flush=True,
     )
 
@@ -189,14 +196,18 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--memory", action="store_true")
-    parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 50_000])
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="perceive-bench-") as folder:
         if given.measure:
-            measure(given.measure, Path(folder))
+            measure(int(given.measure[0]), Path(given.measure[1]))
         elif given.memory:
-            for size in (1_000, 5_000, 10_000, 50_000):
-                subprocess.run([sys.executable, __file__, "--measure", str(size)], check=True)
+            for size in given.sizes:
+                place = Path(folder) / str(size)
+                corpus(place / "pictures", size)
+                subprocess.run([sys.executable, __file__, "--measure", str(size), str(place)], check=True)
+                shutil.rmtree(place)
         else:
             compare(given.samples, given.pairs, Path(folder))
 
