@@ -20,15 +20,16 @@ PLANTED = (KEY, "planted5ignature", "AKIAPLANTED", "Bearer")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_no_key_header_or_signed_url_is_written_or_shown(
     make_world: Any, teacher_server: Callable[..., Any], tmp_path: Path
 ) -> None:
     """The server answers every third request with an error that repeats its header and a signed URL."""
     server = teacher_server(verdict=lambda chat: "echo" if int(chat.identity[:4], 16) % 3 == 0 else "answer")
-    world = make_world(tmp_path, images=5)
+    world = make_world(tmp_path, images=4)
     teacher = {"backend": "openai", "model": "gpt-4o", "base_url": server.url, "api_key_env": "PLANTED_KEY"}
     world.settings["teacher"] = {**teacher, "limits": {"tries": 2, "first_wait_s": 0.01}}
-    world.settings["runner"] = {"worker_logs": True}
+    world.settings["runner"] = {"worker_logs": True, "workers": {"cpu": 1}}
     world.save()
     shown = []
 
@@ -36,7 +37,7 @@ def test_no_key_header_or_signed_url_is_written_or_shown(
         environment = {**os.environ, "PLANTED_KEY": KEY, "OPENAI_LOG": "debug", "PYTHONPATH": str(Path.cwd())}
         environment.pop("RAY_ADDRESS", None)
         command = [sys.executable, "-m", "jobs", *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
         shown.append(done.stdout + done.stderr)
         return done.returncode
 

@@ -112,7 +112,7 @@ class TestARunWithTheEngineInItsWorkers:
     def test_a_killed_engine_is_replaced_and_no_row_is_lost(
         self, vllm_python: Path, vllm_environment: dict[str, str], tiny_model: Path, tmp_path: Path
     ) -> None:
-        drawn = write_images(tmp_path / "world", ShapesConfig(images=24, clips=0, size=(160, 120), objects=(2, 3)))
+        drawn = write_images(tmp_path / "world", ShapesConfig(images=20, clips=0, size=(160, 120), objects=(2, 3)))
         options = {"enforce_eager": True, "max_num_seqs": 4, "limit_mm_per_prompt": {"image": 2}}
         engine = {"num_gpus": 0, "max_model_len": 4096, "dtype": "bfloat16", "options": options}
         settings = {
@@ -123,7 +123,8 @@ class TestARunWithTheEngineInItsWorkers:
                 "backend": "vllm",
                 "model": str(tiny_model),
                 "engine": engine,
-                "decoding": {"temperature": 1.0, "max_tokens": 1024},
+                # vLLM's CPU build dies of a seed where a prompt is taken in by pieces ("does not use offset").
+                "decoding": {"temperature": 1.0, "max_tokens": 1024, "seed": None},
                 "limits": {"in_flight": 4, "timeout_s": 300},
             },
             "captions": {"tasks": ["brief"], "languages": ["en"]},
@@ -139,7 +140,7 @@ class TestARunWithTheEngineInItsWorkers:
         out, _ = build.communicate(timeout=1200)
         assert build.returncode == 0
         counts = json.loads(out)["stages"]["distill/brief/en"]
-        assert counts["in"] > 40
+        assert counts["in"] > 30
         assert counts["pending"] == 0
         assert counts["ok"] + counts["failed"] == counts["in"]
         assert counts["ok"] > 0.5 * counts["in"], "a model of random weights answers most requests in the schema"
