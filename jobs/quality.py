@@ -99,6 +99,7 @@ def diff(
 def preview(
     config: Annotated[Path, typer.Argument(help="A configuration with the source.")],
     source: Annotated[str | None, typer.Option(help="The source's name; the first one by default.")] = None,
+    format_: Annotated[str | None, typer.Option("--format", help="The first source of this format.")] = None,
     to: Annotated[Path, typer.Option("--out", help="The picture.")] = Path("preview.png"),
     limit: Annotated[int, typer.Option(help="How many regions are drawn.")] = 16,
 ) -> None:
@@ -107,9 +108,10 @@ def preview(
     from stages.ingest.preview import preview as draw
 
     sources = find_config(config, []).runtime().sources
-    chosen = [one for one in sources if source in (None, one.name)]
+    chosen = [one for one in sources if source in (None, one.name) and format_ in (None, one.format)]
     if not chosen:
-        raise ConfigError(f"there is no source {source!r}; there are {', '.join(one.name for one in sources)}")
+        there = ", ".join(f"{one.name} ({one.format})" for one in sources)
+        raise ConfigError(f"there is no source {source or format_!r}; there are {there}")
     to.write_bytes(draw(chosen[0], limit))
     out.print(f"{chosen[0].name}: {to}")
 

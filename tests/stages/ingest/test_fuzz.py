@@ -29,6 +29,9 @@ from stages.ingest.preview import preview
 from stages.ingest.sources import formats, ingest, list_media
 
 FILES = int(os.environ.get("PERCEIVE_FUZZ", "0"))
+FEW, MANY = 12, 60
+"""Files a format and kind of damage, in the fast suite and in the slow one."""
+LONG = pytest.mark.timeout(3600 if FILES else 300)
 SECONDS = 1.0  # of processor time: others may hold the machine
 MASK = rle.of_mask(np.pad(np.ones((10, 12), bool), ((6, 32), (4, 48)))) | {"size": [48, 64]}
 ODD: list[Any] = [
@@ -186,6 +189,10 @@ SAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
 }
 
 
+RECORDS = sorted(set(SAMPLES) - {"openimages", "reftext", "davis", "youtube_vos", "bensmot", "a2d"})
+"""Formats whose records are JSON."""
+
+
 def sample(name: str, folder: Path, picture: Callable[..., Path]) -> SourceConfig:
     picture(folder / "media" / "a.png")
     picture(folder / "media" / "a.jpg")
@@ -328,44 +335,47 @@ def test_the_same_files_give_the_same_rows_in_the_same_order(name, tmp_path, pic
     assert list_media(config).equals(listed)
 
 
-def repeats() -> int:
-    return max(12, FILES // (2 * len(SAMPLES)))
-
-
 def test_every_format_has_a_sample():
     assert set(SAMPLES) == set(formats())
 
 
+def amounts() -> list[Any]:
+    """How many files, each with the seed of its damage; the long run instead of both where it is asked for."""
+    if FILES:
+        return [-(-FILES // (len(SAMPLES) + len(RECORDS)))]
+    return [FEW, pytest.param(MANY, marks=pytest.mark.slow)]
+
+
+@LONG
+@pytest.mark.parametrize("files", amounts())
 @pytest.mark.parametrize("name", sorted(SAMPLES))
-@pytest.mark.timeout(3600 if FILES else 120)
-def test_damaged_bytes_give_rows_or_one_clear_error(name, tmp_path, picture, probe_all):
+def test_damaged_bytes_give_rows_or_one_clear_error(name, files, tmp_path, picture, probe_all):
     config = sample(name, tmp_path, picture)
     probes = probe_all(list_media(config))
     assert outcome(config, probes)
-    files = [path for path in (tmp_path / "annotations").rglob("*") if path.is_file() and path.stat().st_size]
-    rng = random.Random(name)
-    for _ in range(repeats()):
-        path = rng.choice(files)
+    there = [path for path in (tmp_path / "annotations").rglob("*") if path.is_file() and path.stat().st_size]
+    rng = random.Random(f"{name}{files}")
+    for _ in range(files):
+        path = rng.choice(there)
         sound = path.read_bytes()
         path.write_bytes(damaged(sound, rng))
         outcome(config, probes)
         path.write_bytes(sound)
 
 
-@pytest.mark.parametrize(
-    "name", sorted(set(SAMPLES) - {"openimages", "reftext", "davis", "youtube_vos", "bensmot", "a2d"})
-)
-@pytest.mark.timeout(3600 if FILES else 120)
-def test_an_odd_value_in_a_record_loses_no_record(name, tmp_path, picture, probe_all):
+@LONG
+@pytest.mark.parametrize("files", amounts())
+@pytest.mark.parametrize("name", RECORDS)
+def test_an_odd_value_in_a_record_loses_no_record(name, files, tmp_path, picture, probe_all):
     config = sample(name, tmp_path, picture)
     probes = probe_all(list_media(config))
     expected = outcome(config, probes)
     given = config.annotations
     path = Path(given if isinstance(given, str) else next(iter(given.values())))
     sound = path.read_text()
-    rng = random.Random(name)
+    rng = random.Random(f"{name}{files}")
     refused = 0
-    for _ in range(repeats()):
+    for _ in range(files):
         if path.suffix in (".jsonl", ".tsv"):
             lines = [json.loads(line) for line in sound.splitlines()]
             at = rng.randrange(len(lines))
@@ -376,4 +386,4 @@ def test_an_odd_value_in_a_record_loses_no_record(name, tmp_path, picture, probe
         rows = outcome(config, probes)
         refused += rows is None
         assert rows is None or rows == expected
-    assert refused < repeats()
+    assert refused < files
