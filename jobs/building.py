@@ -1,4 +1,4 @@
-"""Commands that make rows: build, run, retry-failed, filter, pack, demo."""
+"""Commands that make rows: build, run, retry-failed, pack, demo."""
 
 from __future__ import annotations
 
@@ -32,7 +32,6 @@ def add_to(app: typer.Typer) -> None:
         ("build", build),
         ("run", run),
         ("retry-failed", retry_failed),
-        ("filter", filter_),
         ("pack", pack),
         ("demo", demo),
     ):
@@ -88,27 +87,19 @@ def retry_failed(
 
 
 @one_line_errors
-def filter_(config: ConfigOrRun, set_: Overrides = [], json: Json = False) -> None:
-    """Score what is missing, decide by the policy, show the yield; never calls a teacher."""
-    from pipeline.build import build as build_run
-    from pipeline.looking import yield_of
-
-    settings = find_config(config, set_)
-    with only_json(json):
-        result = build_run(settings, ("score", "decide"), None if json else Lines(), free=True)
-    table = yield_of(settings)
-    if json:
-        print_json({"rows": result.done, "yield": table.to_dicts()})
+def pack(
+    config: ConfigOrRun,
+    policy: Annotated[
+        str | None, typer.Option(help="The policy whose decisions are packed; the configuration's if none.")
+    ] = None,
+    set_: Overrides = [],
+    json: Json = False,
+) -> None:
+    """Write the shards that a policy's decisions ask for."""
+    if policy is None:
+        _build(find_config(config, set_), ("pack",), json)
     else:
-        from jobs.looking import frame_table
-
-        out.print(frame_table(table, "yield by rule"))
-
-
-@one_line_errors
-def pack(config: ConfigOrRun, set_: Overrides = [], json: Json = False) -> None:
-    """Write the shards that the present decisions ask for."""
-    _build(find_config(config, set_), ("pack",), json)
+        _build(find_config(config, [*set_, f"policy={policy}"]), ("decide", "pack"), json)
 
 
 @one_line_errors

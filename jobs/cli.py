@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from jobs import building, exchange, keeping, looking, quality, reviewing, training
+from jobs import building, exchange, filtering, keeping, looking, quality, reviewing, training
 
 app = typer.Typer(
     name="perceive",
@@ -15,7 +15,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-for module in (building, looking, quality, reviewing, keeping, exchange, training):
+for module in (building, filtering, looking, quality, reviewing, keeping, exchange, training):
     module.add_to(app)
 
 

@@ -54,17 +54,14 @@ def review_export(
 def review_import(
     config: ConfigOrRun, verdicts: Annotated[Path, typer.Argument(help="The CSV, judged.")], json: Json = False
 ) -> None:
-    """Take people's corrections as captions of their own; scores, decisions and shards follow."""
+    """Take people's words: they override the policy; corrections become captions of their own; shards follow."""
     from pipeline.build import run_phases, session_of
-    from stages.review import human_captions, read_verdicts
+    from pipeline.people import take_verdicts
+    from stages.review import read_verdicts
 
     judged = read_verdicts(verdicts)
     with session_of(find_config(config, []), free=True) as session:
-        for step in session.corpus().distill.values():
-            rows = human_captions(step.rows, judged)
-            if len(rows):
-                session.writer.commit_table(step.stage.table, step.fingerprint, rows, "caption_key")
-                session.tally_rows("review", rows)
+        take_verdicts(session, judged)
         run_phases(session, ("score", "decide", "pack"))
     done = {
         "verdicts": len(judged),

@@ -8,7 +8,7 @@ import polars as pl
 
 from pipeline.config import EngineConfig
 from pipeline.engine import Corpus, build_stages, frame_of
-from pipeline.output import decisions
+from pipeline.output import decisions, verdicts_of
 from pipeline.tables import Run
 from schemas.base import Row
 from stages.base import fingerprint
@@ -44,7 +44,7 @@ def tables_of(now: Corpus) -> dict[str, pl.DataFrame]:
 
 def evaluation_of(now: Corpus) -> Evaluation:
     """The policy's word on every caption, check by check."""
-    return evaluate(now.scored, now.policy)
+    return evaluate(now.scored, now.policy, verdicts_of(now))
 
 
 def yield_of(config: EngineConfig, by: tuple[str, ...] = ()) -> pl.DataFrame:

@@ -1,33 +1,47 @@
-"""The way out: a policy's decisions, and the shards of what it keeps."""
+"""The way out: a policy's decisions."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import polars as pl
+import pyarrow as pa
 
 from pipeline.engine import Corpus, frame_of
+from pipeline.flow import asks
+from pipeline.scored import remember, remembered
 from pipeline.session import Session
-from pipeline.work import Node
+from pipeline.tables import Writer
 from schemas.arrow import arrow_schema, conform
-from schemas.caption import Decision
+from schemas.caption import Decision, HumanVerdict
 from schemas.keys import digest_value
-from stages.base import fingerprint, with_digest
+from stages.base import with_digest
 from stages.decide import decide
-from stages.pack import build_pack, finish_pack, plan_pack
-from stages.pack.frames import PackFrames
-from stages.pack.records import Packed
 from stages.policy import Policy, policy_digest
 
-_SHARDS_AT_ONCE = 64
+DECISIONS = "decisions/"
+
+
+VERDICTS = "verdicts"
+VERDICTS_PRINT = digest_value({"stage": "review", "version": 1})
 
 
 def decision_fingerprint(policy: Policy, now: Corpus) -> bytes:
-    """How the decisions on these captions and scores are taken."""
-    settings = {"stage": "decide", "version": 1, "policy": policy_digest(policy)}
-    return digest_value({**settings, "inputs": now.scored_digest()})
+    """How the decisions on these captions and scores are taken, people's verdicts among them."""
+    scored = remembered(now)
+    inputs: list[Any] = [now.scored_digest() if scored is None else scored.content]
+    if commits := now.view.commits(VERDICTS, VERDICTS_PRINT):
+        inputs.append(sorted(commit.name for commit in commits))
+    return digest_value({"stage": "decide", "version": 2, "policy": policy_digest(policy), "inputs": inputs})
+
+
+def verdicts_of(now: Corpus) -> pl.DataFrame:
+    """What people have said of captions."""
+    return frame_of(now.view, VERDICTS, [VERDICTS_PRINT], HumanVerdict)
 
 
 def decisions_table(policy: Policy) -> str:
-    return f"decisions/{policy.name}"
+    return f"{DECISIONS}{policy.name}"
 
 
 def decisions(now: Corpus, policy: Policy) -> pl.DataFrame:
@@ -39,41 +53,16 @@ def decide_captions(session: Session) -> None:
     """Evaluates the policy over all scores, unless it has been over these."""
     now = session.corpus()
     policy = now.policy
-    print_, table = decision_fingerprint(policy, now), decisions_table(policy)
-    if len(now.captions) and not session.writer.view().commits(table, print_):
-        rows = with_digest(conform(decide(now.scored, policy).to_arrow(), arrow_schema(Decision)), Decision)
-        session.writer.commit_table(table, print_, rows, "caption_key")
+    remember(session, now, [group for group, step in now.score.items() if asks(step.stage)])
+    print_ = decision_fingerprint(policy, now)
+    if len(now.captions) and not session.writer.view().commits(decisions_table(policy), print_):
+        rows = commit_decisions(session.writer, policy, print_, decide(now.scored, policy, verdicts_of(now)))
         session.tally_rows("decide", rows)
     session.snapshot(fingerprints={"decide": print_.hex()}, pointers={"policy": policy.name})
 
 
-def pack_frames(now: Corpus, policy: Policy) -> PackFrames:
-    """What packing reads: all current rows of the run."""
-    return PackFrames(
-        media=now.media,
-        regions=now.regions,
-        masks=now.refine.rows,
-        captions=now.captions,
-        events=now.chunk.rows,
-        decisions=decisions(now, policy),
-        selection=now.selection,
-    )
-
-
-def pack_kept(session: Session) -> None:
-    """Writes the shards that the present decisions ask for and that do not exist yet."""
-    now = session.corpus()
-    policy = now.policy
-    stage = build_pack(session.config.pack, session.writer.store.url, session.config.storage_options)
-    print_ = fingerprint(stage)
-    packed = frame_of(now.view, stage.table, [print_], Packed)
-    plan = plan_pack(pack_frames(now, policy), session.config.pack, packed)
-    waiting = plan.pending(packed)
-    for start in range(0, len(waiting), _SHARDS_AT_ONCE):
-        units = plan.fill(waiting.slice(start, _SHARDS_AT_ONCE))
-        session.run_nodes([Node("pack", stage, stage.table, print_, units)])
-    if len(plan.units):
-        rows = frame_of(session.writer.view(), stage.table, [print_], Packed)
-        session.result.pack = finish_pack(session.writer.store.url, plan, rows, session.config.storage_options)
-        session.result.pack_id = plan.pack_id
-    session.snapshot(fingerprints={"pack": print_.hex()}, pointers={"pack": plan.pack_id})
+def commit_decisions(writer: Writer, policy: Policy, print_: bytes, decided: pl.DataFrame) -> pa.Table:
+    """Commits a set of decisions and returns its rows; making it current is the snapshot's matter."""
+    rows = with_digest(conform(decided.to_arrow(), arrow_schema(Decision)), Decision)
+    writer.commit_table(decisions_table(policy), print_, rows, "caption_key")
+    return rows

@@ -111,7 +111,7 @@ class Session:
         """Makes this configuration's fingerprints current; what is not given stays as the last snapshot has it."""
         before = self.writer.current()
         kept = dict(before.fingerprints) if before else {}
-        whole = ("select", "decide", "pack", "score/corpus")
+        whole = ("select", "decide", "pack", "score/corpus", "scored", "verdicts")
         steady: dict[str, str] = {name: print_ for name, print_ in kept.items() if name in whole}
         self.writer.snapshot(
             {**steady, **fingerprints_of(self.config, self.stages), **(fingerprints or {})},

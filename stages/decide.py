@@ -16,6 +16,7 @@ from stages.policy import Cap, Policy, PolicyError, validate_policy
 
 NEEDED = ("caption_key", "region_key", "digest", "status", "task", "language", "event_index")
 EARLIER_EVENT = "earlier_event"
+HUMAN = "human"
 
 
 @dataclass(frozen=True)
@@ -27,23 +28,26 @@ class Evaluation:
     hits: Hits
 
 
-def decide(captions: pl.LazyFrame | pl.DataFrame, policy: Policy) -> pl.DataFrame:
+def decide(captions: pl.LazyFrame | pl.DataFrame, policy: Policy, verdicts: pl.DataFrame | None = None) -> pl.DataFrame:
     """The decisions of a policy on captions joined with their scores: one row a caption, in their order.
 
     Needs the columns caption_key, region_key, digest, status, task, language and event_index; reads reason, source
     and source_label where they are; an absent score column reads as null throughout. Returns the columns of
     `Decision`, `input_digest` being the caption's digest and `digest` left to the writer. A caption that is not ok
-    keeps its status and reason. Raises `PolicyError` for score columns that no rule fills.
+    keeps its status and reason. `verdicts` are people's (`schemas.caption.HumanVerdict`): they override the policy.
+    Raises `PolicyError` for score columns that no rule fills.
     """
-    return evaluate(captions, policy).decisions
+    return evaluate(captions, policy, verdicts).decisions
 
 
-def evaluate(captions: pl.LazyFrame | pl.DataFrame, policy: Policy) -> Evaluation:
+def evaluate(captions: pl.LazyFrame | pl.DataFrame, policy: Policy, verdicts: pl.DataFrame | None = None) -> Evaluation:
     """`decide`, with what each check said kept for yield tables."""
     validate_policy(policy)
     frame = _complete(captions.collect() if isinstance(captions, pl.LazyFrame) else captions)
     hits = hits_of(frame, policy)
     decisions = _capped(_decisions(frame, hits, policy), frame, policy)
+    if verdicts is not None and len(verdicts):
+        decisions = _overridden(decisions, verdicts)
     if policy.cut_chains:
         decisions = _cut_chains(decisions, frame)
     return Evaluation(policy, decisions, hits)
@@ -84,9 +88,11 @@ def _decisions(frame: pl.DataFrame, hits: Hits, policy: Policy) -> pl.DataFrame:
 
 def _fate(mask: int, policy: Policy) -> tuple[str, str | None, list[str]]:
     """Status, reason and all reasons of captions against which the checks of a bit mask speak."""
-    spoke = [check for i, check in enumerate(policy.checks) if mask >> i & 1]
-    dropped = [check.reason for check in spoke if check.action == "drop"]
-    flagged = [check.reason for check in spoke if check.action == "flag"]
+    dropped, flagged = [], []
+    while mask:
+        check = policy.checks[(mask & -mask).bit_length() - 1]
+        (dropped if check.action == "drop" else flagged).append(check.reason)
+        mask &= mask - 1
     return ("filtered" if dropped else "ok", dropped[0] if dropped else None, dropped + flagged)
 
 
@@ -117,18 +123,34 @@ def _over(decisions: pl.DataFrame, frame: pl.DataFrame, cap: Cap) -> pl.Series:
     return pl.Series("over", over)
 
 
+def _overridden(decisions: pl.DataFrame, verdicts: pl.DataFrame) -> pl.DataFrame:
+    """Decisions in which a person's word stands above the checks'; the checks' reasons stay listed.
+
+    A dropped caption is `filtered (human)`, a kept one `ok`; what failed or was blocked stays so.
+    """
+    on = ["caption_key", "input_digest"]
+    both = decisions.join(verdicts.select(*on, "verdict"), on=on, how="left", maintain_order="left")
+    judged = pl.col("status").is_in(["ok", "filtered"])
+    keep, drop = judged & (pl.col("verdict") == "keep"), judged & (pl.col("verdict") == "drop")
+    return both.with_columns(
+        status=pl.when(keep).then(pl.lit("ok")).when(drop).then(pl.lit("filtered")).otherwise("status"),
+        reason=pl.when(keep).then(None).when(drop).then(pl.lit(HUMAN)).otherwise("reason"),
+        reasons=pl.when(drop).then(pl.concat_list(pl.lit(HUMAN), "reasons")).otherwise("reasons"),
+    ).drop("verdict")
+
+
 def _cut_chains(decisions: pl.DataFrame, frame: pl.DataFrame) -> pl.DataFrame:
     """Blocks kept events of a stream that follow one which is not kept."""
     streams = frame.select("region_key", "language", "event_index", "task").with_row_index("_row")
     streams = streams.with_columns(decisions["status"]).filter(pl.col("task") == "stream")
-    lost = (
-        streams.filter(pl.col("status") != "ok")
-        .group_by("region_key", "language")
-        .agg(first=pl.col("event_index").min())
-    )
-    late = streams.join(lost, on=["region_key", "language"]).filter(
-        (pl.col("status") == "ok") & (pl.col("event_index") > pl.col("first"))
-    )
+    if not len(streams):
+        return decisions
+    # Most chains have nothing to cut: hashes of their keys rule them out before the keys themselves are looked at.
+    lost, chain = pl.col("status") != "ok", pl.col("region_key").hash() ^ pl.col("language").hash()
+    late_events = (~lost & (pl.col("event_index") > pl.col("event_index").filter(lost).min())).any()
+    streams = streams.filter(late_events.over(chain))
+    first = streams.filter(lost).group_by("region_key", "language").agg(first=pl.col("event_index").min())
+    late = streams.join(first, on=["region_key", "language"]).filter(~lost & (pl.col("event_index") > pl.col("first")))
     if not len(late):
         return decisions
     cut = np.zeros(len(frame), np.bool_)

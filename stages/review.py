@@ -13,17 +13,16 @@ import polars as pl
 import pyarrow as pa
 
 from schemas.arrow import arrow_schema, conform
-from schemas.caption import Caption
+from schemas.caption import Caption, HumanVerdict
 from schemas.geometry import Rle
 from stages.base import UnitError, with_digest
-from stages.decide import Evaluation
+from stages.decide import HUMAN, Evaluation
 from stages.masks import box_of, decode
 from stages.score.pixels import load_frame
 from stages.views.config import ViewConfig
 from stages.views.encode import to_picture
 from stages.views.images import render
 
-HUMAN = "human"
 FIELDS = ("caption_key", "task", "language", "source_label", "status", "reason", "text", "verdict", "correction")
 VERDICTS = ("keep", "drop")
 
@@ -93,21 +92,13 @@ def read_verdicts(path: Path) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=schema).unique("caption_key", keep="last", maintain_order=True)
 
 
-def apply_verdicts(decisions: pl.DataFrame, verdicts: pl.DataFrame) -> pl.DataFrame:
-    """Decisions in which a person's word overrides the policy's; reasons of checks stay listed.
-
-    A dropped caption is `filtered (human)`, a kept one `ok`; what failed or was blocked stays so.
-    """
-    both = decisions.join(
-        verdicts.select("caption_key", "verdict"), on="caption_key", how="left", maintain_order="left"
+def verdict_rows(captions: pl.DataFrame, verdicts: pl.DataFrame) -> pa.Table:
+    """People's words on these captions as rows (schema of `HumanVerdict`); they hold for the texts as they are now."""
+    both = captions.select("caption_key", "region_key", input_digest="digest").join(
+        verdicts.select("caption_key", "verdict"), on="caption_key"
     )
-    judged = pl.col("status").is_in(["ok", "filtered"])
-    keep, drop = judged & (pl.col("verdict") == "keep"), judged & (pl.col("verdict") == "drop")
-    return both.with_columns(
-        status=pl.when(keep).then(pl.lit("ok")).when(drop).then(pl.lit("filtered")).otherwise("status"),
-        reason=pl.when(keep).then(None).when(drop).then(pl.lit(HUMAN)).otherwise("reason"),
-        reasons=pl.when(drop).then(pl.concat_list(pl.lit(HUMAN), "reasons")).otherwise("reasons"),
-    ).drop("verdict")
+    rows = both.with_columns(status=pl.lit("ok"), attempts=pl.lit(1, pl.Int64))
+    return conform(rows.to_arrow(), arrow_schema(HumanVerdict))
 
 
 def human_captions(captions: pl.DataFrame, verdicts: pl.DataFrame) -> pa.Table:

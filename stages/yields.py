@@ -82,7 +82,10 @@ def changes(before: pl.DataFrame, after: pl.DataFrame) -> pl.DataFrame:
     """
     was = before.select("caption_key", before="status", before_reason="reason")
     now = after.select("caption_key", after="status", after_reason="reason")
-    both = was.join(now, on="caption_key", how="full", coalesce=True)
+    if was["caption_key"].equals(now["caption_key"]):  # two policies over the same captions: nothing to look up
+        both = pl.concat([was, now.drop("caption_key")], how="horizontal")
+    else:
+        both = was.join(now, on="caption_key", how="full", coalesce=True)
     moved = both.filter(
         pl.col("before").ne_missing(pl.col("after")) | pl.col("before_reason").ne_missing(pl.col("after_reason"))
     )

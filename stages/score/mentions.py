@@ -14,10 +14,13 @@ _NUMBERS = {
     "en": {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
            "several": 3, "many": 5, "multiple": 3, "numerous": 5, "various": 3, "both": 2,
            "a group of": 3, "a bunch of": 3, "a row of": 3, "a couple of": 2, "a number of": 3, "a few": 3,
-           "a crowd of": 5, "a flock of": 3, "a herd of": 3},
+           "a pair of": 2, "a cluster of": 3, "a set of": 3, "a collection of": 3, "a pile of": 3, "a stack of": 3,
+           "a handful of": 3, "dozens of": 12, "lots of": 5, "plenty of": 5, "a dozen": 12, "a crowd of": 5,
+           "a flock of": 3, "a herd of": 3},
     "zh": {"两": 2, "二": 2, "三": 3, "四": 4, "五": 5, "六": 6, "七": 7, "八": 8, "九": 9, "十": 10, "几": 3, "多": 3,
            "许多": 5, "一群": 3, "一排": 3, "一些": 3, "数": 3},
 }  # fmt: skip
+_ZH_CROWDS = ("许多", "一群", "一排", "一些")
 _ZH_UNITS = "个|只|条|辆|架|张|把|位|名|头|匹|件|块|座|艘|台|本|朵|棵|根|支|枝|杯|瓶|盘|碗|双|对|组|群|排"
 
 
@@ -97,14 +100,18 @@ def by_row(found: pl.DataFrame, values: Sequence[pl.Expr], height: int) -> pl.Da
 def said_of_target(units: pl.DataFrame, language: Language, targets: pl.DataFrame) -> pl.DataFrame:
     """What stands directly before the target's first mention, and what is said of it with a form of to be.
 
-    One text a row (columns `row`, `before`, `after`), for rows whose text names the target.
+    One text a row (columns `row`, `before`, `after`, and `again`: what stands behind its last mention), for rows whose
+    text names the target.
     """
     texts = units.select(text="_padded").with_row_index("row")
     pairs = targets.join(texts, on="row", maintain_order="left")
     name = pl.col("name") if language == "zh" else pl.format(" {}", "name")
     cut = pairs.with_columns(parts=pl.col("text").str.splitn(name, 2))
     parts = pl.col("parts").struct
-    cut = cut.select("row", before=parts.field("field_0"), after=parts.field("field_1")).drop_nulls("after")
+    again = pl.col("text").str.split(name).list.last()
+    cut = cut.select("row", before=parts.field("field_0"), after=parts.field("field_1"), again=again).drop_nulls(
+        "after"
+    )
     # Of several names the one that comes first, and of these the longest (the least is left behind it).
     earliest = cut.sort("row", pl.col("before").str.len_bytes(), pl.col("after").str.len_bytes())
     return earliest.unique("row", keep="first", maintain_order=True)
@@ -122,7 +129,8 @@ def colours_of_target(said: pl.DataFrame, language: Language) -> pl.DataFrame:
         link = "色|、|和|与|相间|的|浅|深|亮|暗|淡|大|小|鲜|，"
         before = rf"((?:{words}|{link})+)[^，。、；的]{{0,3}}$"
         after = rf"^(?:是|呈|为|呈现)((?:{words}|{link}|主要|以)+)"
-    parts = [pl.col("before").str.extract(before).fill_null(""), pl.col("after").str.extract(after).fill_null("")]
+    stretches = (("before", before), ("after", after), ("again", after))
+    parts = [pl.col(name).str.extract(pattern).fill_null("") for name, pattern in stretches]
     stretch = pl.concat_str(parts, separator=" ")
     bits = []
     for place, colour in enumerate(table.values()):
@@ -145,7 +153,9 @@ def number_of_target(said: pl.DataFrame, language: Language) -> pl.DataFrame:
             plural = pl.col("after").str.contains(r"^(?:s|es) ")
             test = before.str.contains(pattern) & plural
         else:
-            test = before.str.contains(rf"{word}(?:{_ZH_UNITS})[^，。]{{0,8}}$")
+            # A word for a crowd needs no measure word ("一群人"), a number does ("三个人").
+            unit = f"(?:{_ZH_UNITS})?" if word in _ZH_CROWDS else f"(?:{_ZH_UNITS})"
+            test = before.str.contains(rf"{word}{unit}[^，。]{{0,8}}$")
         number = pl.when(test).then(pl.lit(value, pl.Int64)).otherwise(number)
     return said.select("row", number=number)
 

@@ -17,13 +17,13 @@ from stages.decide import evaluate
 from stages.masks import encode
 from stages.policy import Policy
 from stages.review import (
-    apply_verdicts,
     check_quality,
     human_captions,
     read_verdicts,
     review_sample,
     suggest_threshold,
     threshold_curve,
+    verdict_rows,
     write_csv,
     write_page,
 )
@@ -76,7 +76,8 @@ def test_verdicts_override_the_policy(captions: pl.DataFrame, tmp_path: Path) ->
     write_csv(review_sample(captions, decisions, per_stratum=100), path)
     verdicts = labelled(path, {key("c0").hex(): ("keep", "A better text."), key("c30").hex(): ("drop", "")})
     assert len(verdicts) == 2
-    changed = apply_verdicts(decisions, verdicts)
+    said = pl.DataFrame(pl.from_arrow(verdict_rows(captions, verdicts)))
+    changed = evaluate(captions, POLICY, said).decisions
     by_key = {row["caption_key"]: row for row in changed.iter_rows(named=True)}
     assert (by_key[key("c0")]["status"], by_key[key("c0")]["reason"]) == ("ok", None)
     assert (by_key[key("c30")]["status"], by_key[key("c30")]["reason"]) == ("filtered", "human")

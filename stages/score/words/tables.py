@@ -40,8 +40,8 @@ def names(language: Language) -> dict[str, tuple[str, ...]]:
 
 @cache
 def chinese_names() -> dict[str, str]:
-    """English labels of public sources to their Chinese names."""
-    return {label.lower(): name for label, name in _read(_TEACHERS, "names_zh.yaml").items()}
+    """English labels of public sources, without hyphens, to their Chinese names."""
+    return {label.lower().replace("-", " "): name for label, name in _read(_TEACHERS, "names_zh.yaml").items()}
 
 
 @cache
