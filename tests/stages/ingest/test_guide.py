@@ -11,10 +11,13 @@ from types import ModuleType
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import TypeAdapter
 
+from schemas.yaml import load_yaml
 from stages.ingest import sources
 from stages.ingest.base import SourceConfig, SourceError
 from stages.ingest.preview import preview
+from stages.ingest.recipes import Recipe
 
 GUIDE = Path(__file__).parents[3] / "docs" / "guides" / "add-a-source.md"
 
@@ -60,6 +63,12 @@ def test_the_adapter_of_the_guide_refuses_another_file_and_can_be_looked_at(tmp_
     (tmp_path / "k.csv").write_text("photo;x;y\n")
     with pytest.raises(SourceError, match="expected photo,x,y,width,height,name"):
         rows_of(config)
+
+
+def test_the_recipe_of_the_guide_is_one():
+    text = blocks("yaml")[0]
+    recipe = TypeAdapter(dict[str, Recipe]).validate_python(load_yaml(text))["kettles"]
+    assert (recipe.tasks, recipe.benchmarks) == (("label", "explain"), ("val",))
 
 
 def test_the_lines_of_the_guide_are_regions_without_any_adapter(tmp_path, picture, rows_of):
