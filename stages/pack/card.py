@@ -49,7 +49,8 @@ def dataset_card(manifest: dict[str, Any]) -> str:
 
 
 def _sections(manifest: dict[str, Any]) -> Iterator[str]:
-    totals, story = manifest["totals"], manifest["story"]
+    totals = manifest["totals"]
+    story = Story.model_validate(manifest.get("story", {}))  # packs from before it was told have none
     yield (
         f"{totals['samples']} media, {totals['regions']} regions, {totals['captions']} captions in {totals['shards']} "
         f"shards ({totals['bytes']:,} bytes)."
@@ -64,10 +65,10 @@ def _sections(manifest: dict[str, Any]) -> Iterator[str]:
     yield "Boxes are `xyxy` in pixels of the upright picture, masks are COCO run lengths, times are seconds."
     yield from _section("Teachers and prompts", manifest["made_by"], " ".join((*MAKERS, "captions")))
     yield "A prompt's hash covers its template, the passages that it includes and its answer's schema."
-    yield from _section(f"Filters{': ' + story['policy'] if story['policy'] else ''}", story["yields"],
+    yield from _section(f"Filters{': ' + story.policy if story.policy else ''}", story.yields,
                         "reason column captions ran hits")  # fmt: skip
     yield "`hits` of the captions on which a rule ran speak against them; a caption may be hit by several rules."
-    yield from _section("Cost", story["cost"], "teacher model captions prompt_tokens completion_tokens cost_usd")
+    yield from _section("Cost", story.cost, "teacher model captions prompt_tokens completion_tokens cost_usd")
     yield "Of all captions that were asked for, kept or not, by list prices."
     yield from _section("Left out", manifest["excluded"], "stage source task language reason count")
     yield from _section("Checksums", manifest["shards"], "shard num_samples num_captions num_bytes sha256", _SHOWN)
