@@ -248,8 +248,13 @@ def _widened(schema: pa.Schema, given: pa.Schema) -> pa.Schema:
     return pa.schema([*schema, *extra])
 
 
-def score_frame(captions: pl.DataFrame, regions: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
-    """Captions that have a text, wide: their region's facts, mask scores, event, siblings and neighbours."""
+def score_frame(
+    captions: pl.DataFrame, regions: pl.DataFrame, events: pl.DataFrame, neighbour_texts: bool = False
+) -> pl.DataFrame:
+    """Captions that have a text, wide: their region's facts, mask scores, event, siblings and neighbours.
+
+    With `neighbour_texts` also what is said of the other regions of their media in the same task, language and event.
+    """
     told = captions.filter(pl.col("status") == "ok").rename({"digest": "text_digest"})
     told = told.drop("input_digest", *BOOKKEEPING[2:])
     facts = regions.rename({"label": "source_label"}).drop("media_key")
@@ -263,8 +268,19 @@ def score_frame(captions: pl.DataFrame, regions: pl.DataFrame, events: pl.DataFr
     )
     around = regions.filter(pl.col("label").is_not_null()).group_by("media_key").agg(all_labels=pl.col("label").sort())
     wide = wide.join(siblings, on="region_key", how="left").join(around, on="media_key", how="left")
+    if neighbour_texts:
+        wide = wide.join(_said_of_others(told), on="caption_key", how="left", maintain_order="left")
     others = pl.col("all_labels").list.set_difference(pl.concat_list(pl.col("source_label"))).list.sort()
     return wide.with_columns(neighbours=others.fill_null([])).drop("all_labels")
+
+
+def _said_of_others(told: pl.DataFrame) -> pl.DataFrame:
+    """For each caption the texts of other regions of its media: columns caption_key and neighbour_texts."""
+    place = ["media_key", "task", "language", "event_index"]
+    mine = told.select("caption_key", "region_key", "text", *place).drop_nulls("text")
+    pairs = mine.join(mine.select("region_key", "text", *place), on=place, suffix="_other")
+    others = pairs.filter(pl.col("region_key") != pl.col("region_key_other"))
+    return others.group_by("caption_key").agg(neighbour_texts=pl.col("text_other").unique().sort())
 
 
 def score_units(frame: pl.DataFrame, unit: type[Record], reads: Sequence[str]) -> pa.Table:

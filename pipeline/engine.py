@@ -293,7 +293,8 @@ class Corpus:
 
     @cached_property
     def score(self) -> dict[str, Step]:
-        wide = corpus.score_frame(self.captions, self.masked, self.chunk.rows)
+        others = any("neighbour_texts" in stage.unit.model_fields for stage in self.stages.score.values())
+        wide = corpus.score_frame(self.captions, self.masked, self.chunk.rows, others)
         steps = {}
         for group, stage in self.stages.score.items():
             reads = [

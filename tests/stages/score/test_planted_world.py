@@ -195,8 +195,8 @@ class World:
                 self.captions[row.caption_key] = row.model_copy(update={"text": text})
         return planted
 
-    def scored(self) -> pl.DataFrame:
-        """Captions with all scores that always run, and those that compare captions with each other."""
+    def wide(self, neighbour_texts: bool = False) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+        """The captions, their regions, and both in one frame as the engine puts them together for the rules."""
         told = [row.model_copy(update={"digest": digest_value([row.text])}) for row in self.captions.values()]
         captions = pl.DataFrame(pl.from_arrow(to_table(told, Caption)))
         regions = pl.DataFrame(
@@ -205,7 +205,12 @@ class World:
                               "stability": pl.Float64, "box": pl.Array(pl.Float64, 4)},
             infer_schema_length=None,
         )  # fmt: skip
-        wide = corpus.score_frame(captions, regions, pl.DataFrame(pl.from_arrow(to_table(self.events, Event))))
+        events = pl.DataFrame(pl.from_arrow(to_table(self.events, Event)))
+        return captions, regions, corpus.score_frame(captions, regions, events, neighbour_texts)
+
+    def scored(self) -> pl.DataFrame:
+        """Captions with all scores that always run, and those that compare captions with each other."""
+        captions, regions, wide = self.wide()
         frame = captions.join(regions.select("region_key", "source", source_label="label"), on="region_key", how="left")
         for group in ALWAYS:
             stage = build_score(group, ScoreConfig())
@@ -326,6 +331,24 @@ def with_twins(rows: pl.DataFrame) -> pl.DataFrame:
     keeper = one.filter(pl.col("status") != "filtered")["caption_key"].implode()
     defect = pl.when(pl.col("caption_key").is_in(loser)).then(pl.lit("near_duplicate"))
     return rows.with_columns(defect=defect.when(pl.col("caption_key").is_in(keeper)).then(None).otherwise("defect"))
+
+
+def test_rules_that_compare_regions_get_what_is_said_of_the_others(tmp_path: Path) -> None:
+    world = World(np.random.default_rng(5), tmp_path)
+    for number in range(3):
+        world.photo(number)
+    *_, wide = world.wide(neighbour_texts=True)
+    shared = 0
+    for row in wide.iter_rows(named=True):
+        others = {
+            caption.text for caption in world.captions.values()
+            if caption.media_key == row["media_key"] and caption.region_key != row["region_key"]
+            and (caption.task, caption.language) == (row["task"], row["language"])
+        }  # fmt: skip
+        assert row["neighbour_texts"] == (sorted(others) or None)
+        shared += len(others) > 1
+    assert shared
+    assert "neighbour_texts" not in world.wide()[2].columns
 
 
 @pytest.mark.slow
