@@ -16,7 +16,7 @@ from model.features import Sight, look
 from model.inference import PAM
 from model.vision import FrozenSam, Taps, squares
 from schemas.base import Record
-from schemas.caption import Language, Task
+from schemas.caption import NO_EVENT, Language, Task
 from schemas.geometry import Rle
 from stages import masks
 
@@ -40,34 +40,79 @@ class EvalConfig(Record):
 
 def predict(pam: PAM, corpus: Corpus, config: EvalConfig) -> list[Answer]:
     """Greedy answers for the corpus's captions, images and clips in batches of one kind. Raises CorpusError."""
-    index = corpus.index
-    said: dict[int, Answer] = {}
-    for video, rows in _waves(corpus, config):
+    asking = _Asking(pam, corpus, config)
+    for video, rows in asking.waves():
         # alike lengths side by side: a batch runs until its longest answer ends
-        some = sorted(rows, key=lambda row: index["length"][row])
+        some = sorted(rows, key=lambda row: corpus.index["length"][row])
         for start in range(0, len(some), config.batch):
-            said |= _answer(pam, corpus, some[start : start + config.batch], video, config, said)
-    return [said[row] for row in sorted(said)]
+            asking.ask(some[start : start + config.batch], video)
+    return [asking.said[row] for row in sorted(asking.said)]
 
 
-def _waves(corpus: Corpus, config: EvalConfig) -> Iterator[tuple[bool, list[int]]]:
-    """Rows that can be asked together: with its own history, an event waits for the one before."""
-    rows, index = _chosen(corpus, config), corpus.index
-    yield False, [row for row in rows if not index["video"][row]]
-    before = _before(corpus, config)
-    waves: dict[int, list[int]] = {}
-    depth: dict[int, int] = {}
-    for row in sorted(row for row in rows if index["video"][row]):
-        depth[row] = depth.get(before.get(row, -1), -1) + 1
-        waves.setdefault(depth[row], []).append(row)
-    for number in sorted(waves):
-        yield True, waves[number]
+class _Asking:
+    """The rows to ask, which event each stream's event comes after, and what was said so far."""
+
+    def __init__(self, pam: PAM, corpus: Corpus, config: EvalConfig) -> None:
+        self.pam, self.corpus, self.config = pam, corpus, config
+        self.rows = _chosen(corpus, config)
+        self.before = _before(corpus) if config.history == "own" else {}
+        self.said: dict[int, Answer] = {}
+
+    def waves(self) -> Iterator[tuple[bool, list[int]]]:
+        """Rows that can be asked together: with its own history, an event waits for the one before."""
+        video = self.corpus.index["video"]
+        yield False, [row for row in self.rows if not video[row]]
+        waves: dict[int, list[int]] = {}
+        depth: dict[int, int] = {}
+        for row in sorted(row for row in self.rows if video[row]):
+            depth[row] = depth.get(self.before.get(row, -1), -1) + 1
+            waves.setdefault(depth[row], []).append(row)
+        for number in sorted(waves):
+            yield True, waves[number]
+
+    def ask(self, rows: Sequence[int], video: bool) -> None:
+        """Asks these captions, all of images or all of clips, in one batch."""
+        pam, examples = self.pam, [self._example(row) for row in rows]
+        sights, users = [], []
+        for row, example in zip(rows, examples, strict=True):
+            rng = np.random.default_rng([self.config.seed, row])
+            frames = squares(example.read(range(example.count)), pam.sam.image_size)
+            sights.append(Sight(frames, example.size, draw_prompt(example, self.config.prompt, rng), None))
+            users.append(ask(example, self.config.prompt, rng))
+        marks = MaskScores(pam.sam, examples)
+        shown = look(pam.sam, sights, video, pam.pam.config.video_frames, seen=marks)
+        texts = pam.answer(video, shown.embed, shown.tokens, users)
+        for at, (row, example, text) in enumerate(zip(rows, examples, texts, strict=True)):
+            self.said[row] = self._answer(row, example, text, marks.of(at))
+
+    def _example(self, row: int) -> Example:
+        example = self.corpus.load(row)
+        if self.config.history == "reference" or example.task != "stream":
+            return example
+        last = self.said.get(self.before.get(row, -1))
+        return replace(example, history=last.predicted if last else None)
+
+    def _answer(self, row: int, example: Example, text: str, marks: dict[str, float | None]) -> Answer:
+        index = self.corpus.index
+        return Answer(
+            row=row,
+            media=index["media"][row],
+            task=example.task,
+            language=example.language,
+            source=index["source"][row],
+            label=index["label"][row],
+            wanted=example.text,
+            predicted=text,
+            others=example.others,
+            target=index["region"][row],
+            # the events of a target lie in the corpus in their order
+            event_index=row if example.task == "stream" else NO_EVENT,
+            **marks,
+        )
 
 
-def _before(corpus: Corpus, config: EvalConfig) -> dict[int, int]:
-    """The row of the event before, for events whose history is the model's own answer."""
-    if config.history == "reference":
-        return {}
+def _before(corpus: Corpus) -> dict[int, int]:
+    """The row of the event before, for every event of a stream but the first."""
     found: dict[int, int] = {}
     last: dict[tuple[str, str], int] = {}
     index = corpus.index
@@ -80,6 +125,7 @@ def _before(corpus: Corpus, config: EvalConfig) -> dict[int, int]:
 
 
 def _chosen(corpus: Corpus, config: EvalConfig) -> list[int]:
+    """At most `limit` rows of each task and language, evenly over the corpus."""
     index = corpus.index.with_row_index("row")
     rows: list[int] = []
     for (task, language), group in index.group_by(["task", "language"], maintain_order=True):
@@ -89,43 +135,6 @@ def _chosen(corpus: Corpus, config: EvalConfig) -> list[int]:
         count = min(config.limit or len(found), len(found))
         rows += [found[at * len(found) // count] for at in range(count)]
     return rows
-
-
-def _answer(
-    pam: PAM, corpus: Corpus, rows: Sequence[int], video: bool, config: EvalConfig, said: dict[int, Answer]
-) -> dict[int, Answer]:
-    examples = [corpus.load(row) for row in rows]
-    before = _before(corpus, config)
-    sights, users = [], []
-    for at, (row, example) in enumerate(zip(rows, examples, strict=True)):
-        rng = np.random.default_rng([config.seed, row])
-        frames = squares(example.read(range(example.count)), pam.sam.image_size)
-        sights.append(Sight(frames, example.size, draw_prompt(example, config.prompt, rng), None))
-        if config.history == "own" and example.task == "stream":
-            last = said.get(before.get(row, -1))
-            examples[at] = replace(example, history=last.predicted if last else None)
-        users.append(ask(examples[at], config.prompt, rng))
-    marks = MaskScores(pam.sam, examples)
-    shown = look(pam.sam, sights, video, pam.pam.config.video_frames, seen=marks)
-    texts = pam.answer(video, shown.embed, shown.tokens, users)
-    index = corpus.index
-    return {
-        row: Answer(
-            row=row,
-            media=index["media"][row],
-            task=example.task,
-            language=example.language,
-            source=index["source"][row],
-            label=index["label"][row],
-            wanted=example.text,
-            predicted=text,
-            others=example.others,
-            target=index["region"][row],
-            event_index=row if example.task == "stream" else -1,
-            **marks.of(at),
-        )
-        for at, (row, example, text) in enumerate(zip(rows, examples, texts, strict=True))
-    }
 
 
 @dataclass
