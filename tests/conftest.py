@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -49,3 +51,30 @@ def teacher_server(teacher_module: Any) -> Iterator[Callable[..., Any]]:
     yield start
     for server in started:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_options() -> Iterator[dict[str, Any]]:
+    """fsspec's storage options for the session's S3 server (moto's), which has a bucket `perceive`."""
+    import fsspec
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    options = {
+        "key": "test",
+        "secret": "test",
+        "endpoint_url": f"http://{host}:{port}",
+        "client_kwargs": {"region_name": "eu-west-1"},
+    }
+    fsspec.filesystem("s3", **options).mkdir("perceive")
+    yield options
+    server.stop()
+
+
+@pytest.fixture
+def s3_url(s3_options: dict[str, Any]) -> str:
+    """An empty folder on the S3 server."""
+    return f"s3://perceive/{uuid.uuid4().hex}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.forkserver
@@ -11,14 +10,12 @@ import os
 import signal
 import sys
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import fsspec
 import pytest
 
 _JOB = Path(__file__).with_name("job.py")
@@ -87,29 +84,3 @@ def processes(_context: Any) -> Iterator[Processes]:
     started = Processes(_context)
     yield started
     started.end()
-
-
-@pytest.fixture(scope="session")
-def s3_options() -> Iterator[dict[str, Any]]:
-    """fsspec's storage options for an S3 server of this session."""
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    options = {
-        "key": "test",
-        "secret": "test",
-        "endpoint_url": f"http://{host}:{port}",
-        "client_kwargs": {"region_name": "eu-west-1"},
-    }
-    fsspec.filesystem("s3", **options).mkdir("perceive")
-    yield options
-    server.stop()
-
-
-@pytest.fixture
-def s3_url(s3_options: dict[str, Any]) -> str:
-    """An empty folder on the S3 server."""
-    return f"s3://perceive/{uuid.uuid4().hex}"

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import fsspec
 import pyarrow as pa
 import pytest
 
@@ -17,32 +14,6 @@ from pipeline.tables import Run
 from schemas.arrow import arrow_schema, to_table
 from schemas.base import Key, Row
 from schemas.keys import digest_value
-
-
-@pytest.fixture(scope="session")
-def s3_options() -> Iterator[dict[str, Any]]:
-    """fsspec's storage options for the session's S3 server."""
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    options = {
-        "key": "test",
-        "secret": "test",
-        "endpoint_url": f"http://{host}:{port}",
-        "client_kwargs": {"region_name": "eu-west-1"},
-    }
-    fsspec.filesystem("s3", **options).mkdir("perceive")
-    yield options
-    server.stop()
-
-
-@pytest.fixture
-def s3_url(s3_options: dict[str, Any]) -> str:
-    """An empty folder on the S3 server."""
-    return f"s3://perceive/{uuid.uuid4().hex}"
 
 
 @dataclass(frozen=True)
