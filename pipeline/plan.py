@@ -156,7 +156,7 @@ def plan(
     sample: int = DEFAULT_SAMPLE,
     answered: Mapping[str, Answered] | None = None,
 ) -> Plan:
-    """The plan of a run. `answered` says what replies to a prompt (by its id) have been like, where there are any.
+    """The plan of a run. `answered` says what answers to a kind of request have been like, where there are any.
 
     Tasks that share one combined request are planned as one: its calls stand with the first of them.
 
@@ -216,7 +216,7 @@ def _task_plan(
             batch_usd=None, note="no unit could be rendered, so nothing could be counted",
         )  # fmt: skip
     prompt = _prompt_tokens(requests, price, _HISTORY_TOKENS * recipe.history if recipe.task == "stream" else 0)
-    known = answered.get(recipe.prompt.id)
+    known = answered.get(recipe.kind)
     completion = _completion_tokens(requests[0], known)
     spread = [
         ("low", prompt[0], completion[0]),
@@ -242,7 +242,7 @@ def shared(asked: Sequence[Asked]) -> list[Asked]:
     """What is asked, with the requests that several tasks share standing with the first of the most captions alone."""
     first: dict[str, Asked] = {}
     for one in sorted(asked, key=lambda one: -one.total):
-        first.setdefault(one.stage.recipe.prompt.id, one)
+        first.setdefault(one.stage.recipe.kind, one)
     bearers = {id(one) for one in first.values()}
     return [
         one if id(one) in bearers else replace(one, shares=f"asked for together with {_bearer(first, one)}")
@@ -251,7 +251,7 @@ def shared(asked: Sequence[Asked]) -> list[Asked]:
 
 
 def _bearer(first: Mapping[str, Asked], one: Asked) -> str:
-    recipe = first[one.stage.recipe.prompt.id].stage.recipe
+    recipe = first[one.stage.recipe.kind].stage.recipe
     return f"{recipe.task}/{recipe.language}"
 
 

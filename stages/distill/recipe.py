@@ -39,6 +39,11 @@ class Recipe:
     teacher: TeacherConfig
     translates: bool = False
 
+    @property
+    def kind(self) -> str:
+        """The kind of its requests: requests of one kind are alike, and tasks that share a request have one kind."""
+        return self.prompt.id if self.prompt.task == "combined" else f"{self.prompt.id}/{self.task}"
+
     def settings(self) -> dict[str, Any]:
         """The fingerprint's part of the recipe, as plain JSON values."""
         common: dict[str, Any] = {
@@ -85,7 +90,13 @@ class Recipe:
             detail=self.teacher.detail,
             options=json.dumps(self.teacher.capabilities.extra_body, sort_keys=True),
             subject=subject,
-            tags={"task": self.task, "language": self.language, "prompt": self.prompt.id, "media": media_key.hex()},
+            tags={
+                "task": self.task,
+                "language": self.language,
+                "prompt": self.prompt.id,
+                "kind": self.kind,
+                "media": media_key.hex(),
+            },
         )
 
     def source_context(self, label: str | None, hints: Sequence[Hint]) -> dict[str, Any]:

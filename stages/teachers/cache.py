@@ -55,7 +55,7 @@ def by_model(url: str, storage_options: dict[str, Any] | None = None) -> dict[st
 
 
 class Answered(Record):
-    """What answers to one prompt have been like: how many, their mean tokens, the median seconds of a reply."""
+    """What answers to one kind of request have been like: their number, mean tokens, median seconds of a reply."""
 
     replies: int
     completion_tokens: float
@@ -65,7 +65,7 @@ class Answered(Record):
 def answered(
     url: str, model: str, storage_options: dict[str, Any] | None = None, most: int = 20_000
 ) -> dict[str, Answered]:
-    """The answers that a model has given, by prompt id, out of the latest replies of a ledger (about `most`)."""
+    """The answers that a model has given, by kind of request, out of the latest replies of a ledger (about `most`)."""
     segments = Segments(url, storage_options)
     tokens: dict[str, list[int]] = {}
     waits: dict[str, list[float]] = {}
@@ -76,16 +76,16 @@ def answered(
         with segments.open(name) as stream:
             for _, _, entry in read_records(stream):
                 seen += 1
-                if entry.model == model and entry.outcome == "answer" and "prompt" in entry.tags:
-                    tokens.setdefault(entry.tags["prompt"], []).append(entry.usage.completion_tokens)
-                    waits.setdefault(entry.tags["prompt"], []).extend([entry.seconds] if entry.seconds else [])
+                if entry.model == model and entry.outcome == "answer" and "kind" in entry.tags:
+                    tokens.setdefault(entry.tags["kind"], []).append(entry.usage.completion_tokens)
+                    waits.setdefault(entry.tags["kind"], []).extend([entry.seconds] if entry.seconds else [])
     return {
-        prompt: Answered(
+        kind: Answered(
             replies=len(counts),
             completion_tokens=statistics.fmean(counts),
-            seconds=statistics.median(waits[prompt]) if waits[prompt] else None,
+            seconds=statistics.median(waits[kind]) if waits[kind] else None,
         )
-        for prompt, counts in tokens.items()
+        for kind, counts in tokens.items()
     }
 
 

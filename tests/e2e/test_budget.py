@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jobs.reporting import write_run_report
 from pipeline.build import build, status
 from pipeline.looking import open_corpus
 from pipeline.planning import plan_corpus
@@ -61,3 +63,7 @@ def test_a_build_stops_before_its_budget_and_a_later_one_goes_on(
     assert bought.actual_usd == pytest.approx(bill())
     assert bought.prompt_tokens == server.prompt_tokens
     assert planned.planned_usd is not None
+    page = Path(write_run_report(config)).read_text(encoding="utf-8")
+    assert "openai · gpt-4o" in page
+    assert f"planned {time.strftime('%Y')}" in page
+    assert "Rows finished over time" in page

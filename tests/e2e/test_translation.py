@@ -26,14 +26,13 @@ def answer(chat: Any) -> dict[str, str]:
 def test_translations_follow_their_english_captions(
     make_world: Any, teacher_server: Callable[..., Any], tmp_path: Path
 ) -> None:
-    refuse = [True]
+    refused_label: list[str] = []
 
     def verdict(chat: Any) -> str:
-        named = chat.text.split("call the target: ")
-        return "refused" if refuse[0] and len(named) > 1 and named[1].startswith("circle") else "answer"
+        return "refused" if any(f"call the target: {label}." in chat.text for label in refused_label) else "answer"
 
     server = teacher_server(answer=answer, verdict=verdict)
-    world = make_world(tmp_path, images=8)
+    world = make_world(tmp_path, images=5)
     world.settings["teacher"] = {"backend": "openai", "model": "m", "base_url": server.url}
     world.settings["captions"] = {"tasks": ["brief"], "languages": ["en", "zh"], "zh": "translate"}
     world.save()
@@ -47,17 +46,17 @@ def test_translations_follow_their_english_captions(
         assert [(t.language, t.captions) for t in made.tasks if t.task == "brief"] == [("en", regions), ("zh", regions)]
         tokens = {t.language: t.prompt_tokens.likely for t in made.tasks}
         assert 0 < tokens["zh"] < tokens["en"], "texts are asked about without pictures"
+    labels = open_corpus(config).located["label"]
+    refused_label.append(labels.mode().sort()[0])
+    refused = int((labels == refused_label[0]).sum())
     first = build(config, phases=("distill",))
     counts = status(config)
     english, chinese = counts["distill/brief/en"], counts["distill/brief/zh"]
-    labels = open_corpus(config).located["label"]
-    refused = int((labels == "circle").sum())
-    assert refused, "the drawn world has a circle"
     assert (english.failed, chinese.blocked) == (refused, refused)
     assert chinese.ok == english.ok
     assert first.reasons["distill/brief/zh"] == {"source_failed": refused}
     assert build(config, phases=("distill",)).rows == 0
-    refuse[0] = False
+    refused_label.clear()
     build(config, phases=("distill",), retry=True)
     assert status(config)["distill/brief/zh"].ok == english.total
     before = sum(server.billed.values())

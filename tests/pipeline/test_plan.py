@@ -122,7 +122,7 @@ def test_answers_in_the_ledger_calibrate_the_plan(tmp_path: Path) -> None:
     stage = build_distill(config, CaptionsConfig(), "brief", "en", str(tmp_path / "l"))
     asked = [Asked(stage, 3600, units_of(tmp_path, "brief", "en", 2))]
     (blind,) = plan(config, asked, Local()).tasks
-    known = {"brief.en": Answered(replies=24, completion_tokens=20.0, seconds=2.0)}
+    known = {"brief.en/brief": Answered(replies=24, completion_tokens=20.0, seconds=2.0)}
     (told,) = plan(config, asked, Local(), answered=known).tasks
     assert blind.hours is None
     assert told.completion_tokens.likely == pytest.approx(20 * told.calls.likely)

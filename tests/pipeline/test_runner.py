@@ -16,11 +16,11 @@ import pytest
 import ray
 from ray import cloudpickle
 
-from pipeline.runner import Cluster, DoesNotFit, Runner
+from pipeline.runner import BudgetReached, Cluster, DoesNotFit, Runner
 from pipeline.work import Node, Piece, RunnerConfig, Work, WorkerError
 from schemas.base import Key, Record, Row
 from schemas.keys import digest_value
-from stages.base import Stage, TransientError, fingerprint
+from stages.base import BudgetSpent, Stage, TransientError, WorkerLost, fingerprint
 
 pytestmark = pytest.mark.slow
 
@@ -54,8 +54,17 @@ class Double(Stage):
     group_by = ("group",)
     batch_groups = 4
 
-    def __init__(self, poison: int = -1, deadly: int = -1, flaky: Path | None = None, broken: bool = False) -> None:
+    def __init__(
+        self,
+        poison: int = -1,
+        deadly: int = -1,
+        flaky: Path | None = None,
+        broken: bool = False,
+        engine: Path | None = None,
+        price: int | None = None,
+    ) -> None:
         self.poison, self.deadly, self.flaky, self.broken = poison, deadly, flaky, broken
+        self.engine, self.price = engine, price
 
     def settings(self) -> dict[str, Any]:
         return {"poison": self.poison, "deadly": self.deadly}
@@ -74,9 +83,20 @@ class Double(Stage):
         if self.flaky is not None and not self.flaky.exists():
             self.flaky.touch()
             raise TransientError("the disk was full for a moment")
-        for row in rows:
+        if self.engine is not None and self._engine_is_dead(self.engine):
+            raise WorkerLost("the engine died")
+        paid = [row for row in rows if self.price is None or row["number"] < self.price]
+        for row in paid:
             row["number"] *= 2
-        yield pa.Table.from_pylist(rows)
+        yield pa.Table.from_pylist(paid, units.schema)
+        if len(paid) < len(rows):
+            raise BudgetSpent("no more money")
+
+    def _engine_is_dead(self, first: Path) -> bool:
+        """The engine of the process that asks first is dead for good."""
+        if not first.exists():
+            first.write_text(str(os.getpid()))
+        return first.read_text() == str(os.getpid())
 
 
 def units(count: int, per_group: int = 3) -> pa.Table:
@@ -169,6 +189,38 @@ def test_unit_that_kills_its_worker_fails_alone(tmp_path: Path) -> None:
 def test_transient_fault_is_waited_out(tmp_path: Path) -> None:
     runner, _ = run(tmp_path, [node(Double(flaky=tmp_path / "once"), units(9))])
     assert runner.counts["double"].status == {"ok": 9}
+
+
+def test_worker_whose_engine_died_is_replaced_and_no_row_fails(tmp_path: Path) -> None:
+    runner, committed = run(tmp_path, [node(Double(engine=tmp_path / "pid"), units(24))])
+    assert runner.counts["double"].status == {"ok": 24}
+    assert {row["status"] for row in committed["double"]} == {"ok"}
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_what_the_money_does_not_pay_for_stays_pending_and_the_rest_is_done(tmp_path: Path) -> None:
+    committed: list[Any] = []
+    nodes = [node(Double(price=31), units(60)), node(Double(), units(30), "free")]
+    config = RunnerConfig(workers={"cpu": 2})
+    cluster = Cluster(config)
+    work = Work(nodes, Parts(tmp_path))
+
+    def commit(n: Node, piece: Piece) -> None:
+        committed.append((n.name, piece))
+
+    runner = Runner(work, nodes, commit, cluster, config, lambda _p: pa.table({}))
+    try:
+        with pytest.raises(BudgetReached, match="budget"):
+            runner.run()
+    finally:
+        cluster.close()
+    rows = {name: [row for n, piece in committed if n == name for row in pq.read_table(piece.part).to_pylist()]
+            for name in ("double", "free")}  # fmt: skip
+    assert len(rows["free"]) == 30
+    assert {row["status"] for row in rows["double"]} == {"ok"}
+    assert 0 < len(rows["double"]) <= 31
+    assert runner.counts["double"].pending == 60 - len(rows["double"])
 
 
 def test_stage_that_cannot_open_ends_the_run_with_its_reason(tmp_path: Path) -> None:
