@@ -74,15 +74,27 @@ def review_import(
 @one_line_errors
 def calibrate(
     config: ConfigOrRun,
-    verdicts: Annotated[Path, typer.Argument(help="The CSV that people judged.")],
+    verdicts: Annotated[Path, typer.Argument(help="The CSV, judged.")],
+    precision: Annotated[float, typer.Option(help="The precision that suggested thresholds must have.")] = 0.95,
+    curves_to: Annotated[
+        Path | None, typer.Option("--curves", help="A CSV of what every possible threshold would do.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Measure each check of the policy against people's verdicts: precision, recall."""
+    """Say of each check how right it is by people's verdicts, and which threshold would be as precise as wanted."""
     from pipeline.looking import evaluation_of, open_corpus
-    from stages.review import check_quality, read_verdicts
+    from stages.review import check_quality, curves, read_verdicts, suggestions
 
-    table = check_quality(evaluation_of(open_corpus(find_config(config, []))), read_verdicts(verdicts))
-    print_json(table.to_dicts()) if json else out.print(frame_table(table, "checks against people"))
+    now, judged = open_corpus(find_config(config, [])), read_verdicts(verdicts)
+    quality = check_quality(evaluation_of(now), judged)
+    better = suggestions(now.scored, now.policy, judged, precision)
+    if curves_to is not None:
+        curves(now.scored, now.policy, judged).write_csv(curves_to)
+    if json:
+        print_json({"checks": quality.to_dicts(), "thresholds": better.to_dicts()})
+        return
+    out.print(frame_table(quality.filter(pl.col("labelled") > 0), "checks against people"))
+    out.print(frame_table(better, f"thresholds for a precision of {precision}"))
 
 
 @one_line_errors

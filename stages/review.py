@@ -18,6 +18,7 @@ from schemas.geometry import Rle
 from stages.base import UnitError, with_digest
 from stages.decide import HUMAN, Evaluation
 from stages.masks import box_of, decode
+from stages.policy import Check, Policy
 from stages.score.pixels import load_frame
 from stages.views.config import ViewConfig
 from stages.views.encode import to_picture
@@ -163,9 +164,51 @@ def threshold_curve(scores: pl.DataFrame, column: str, verdicts: pl.DataFrame, h
 
 
 def suggest_threshold(curve: pl.DataFrame, precision: float) -> dict[str, Any] | None:
-    """The row of a curve with the highest recall at this precision or better; None where there is none."""
-    good = curve.filter(pl.col("precision") >= precision).sort("recall", "dropped", descending=True, nulls_last=True)
+    """The row of a curve with the highest recall at this precision or better (of these the one that drops least)."""
+    good = curve.filter(pl.col("precision") >= precision).sort(
+        "recall", "dropped", descending=[True, False], nulls_last=True
+    )
     return good.row(0, named=True) if len(good) else None
+
+
+def curves(scores: pl.DataFrame, policy: Policy, verdicts: pl.DataFrame) -> pl.DataFrame:
+    """`threshold_curve` of every check of a policy whose scores people have judged, with `reason` and `column`."""
+    parts = []
+    for check in policy.checks:
+        if check.column not in scores.columns:
+            continue
+        only = [pl.col(name).is_in(list(wanted)) for name, wanted in check.only.model_dump().items() if wanted]
+        mine = scores.filter(only) if only else scores
+        curve = threshold_curve(mine, check.column, verdicts, high_is_bad(check))
+        parts.append(curve.select(pl.lit(check.reason).alias("reason"), pl.lit(check.column).alias("column"), pl.all()))
+    return pl.concat(parts) if parts else pl.DataFrame()
+
+
+def suggestions(scores: pl.DataFrame, policy: Policy, verdicts: pl.DataFrame, precision: float) -> pl.DataFrame:
+    """For each check the threshold with the highest recall at this precision or better, beside the policy's own.
+
+    Columns: reason, column, bound (the policy's), now, suggested (null where no threshold is as precise), precision,
+    recall, dropped. A suggested threshold drops what is at or beyond it.
+    """
+    rows: list[dict[str, Any]] = []
+    found = curves(scores, policy, verdicts)
+    for check in policy.checks:
+        mine = found.filter(pl.col("reason") == check.reason) if len(found) else found
+        if not len(mine):
+            continue
+        best = suggest_threshold(mine.drop("reason", "column"), precision) or {}
+        ((bound, now), *_) = check.given().items() or [(None, None)]
+        rows.append({"reason": check.reason, "column": check.column, "bound": bound, "now": now,
+                     "suggested": best.get("threshold"), "precision": best.get("precision"),
+                     "recall": best.get("recall"), "dropped": best.get("dropped")})  # fmt: skip
+    kinds = {"now": pl.Float64, "suggested": pl.Float64, "precision": pl.Float64, "recall": pl.Float64}
+    return pl.DataFrame(rows, schema_overrides={**kinds, "dropped": pl.Int64, "bound": pl.String})
+
+
+def high_is_bad(check: Check) -> bool:
+    """Whether a check speaks against high scores."""
+    bounds = set(check.given()) | {name for override in check.overrides for name in override.given()}
+    return bool(bounds & {"max", "below"}) and not bounds & {"min", "above"}
 
 
 def _card(row: dict[str, Any], storage_options: Mapping[str, Any]) -> str:

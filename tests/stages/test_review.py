@@ -18,10 +18,12 @@ from stages.masks import encode
 from stages.policy import Policy
 from stages.review import (
     check_quality,
+    curves,
     human_captions,
     read_verdicts,
     review_sample,
     suggest_threshold,
+    suggestions,
     threshold_curve,
     verdict_rows,
     write_csv,
@@ -133,3 +135,18 @@ def test_the_page_draws_masks_and_escapes_texts(captions: pl.DataFrame, tmp_path
     assert page.count("class=gone") == 1
     assert "&lt;b&gt;" in page
     assert page.count("<article data-key") == 2
+
+
+def test_a_threshold_is_suggested_for_a_wanted_precision(captions: pl.DataFrame) -> None:
+    drop = [i < 10 or i == 20 for i in range(40)]
+    verdicts = captions.select("caption_key", verdict=pl.Series(["drop" if bad else "keep" for bad in drop]))
+    (row,) = suggestions(captions, POLICY, verdicts, precision=0.95).to_dicts()
+    assert (row["bound"], row["now"], row["suggested"], row["dropped"]) == ("min", 5.0, 9.0, 10)
+    assert row["recall"] == pytest.approx(10 / 11)
+    (loose,) = suggestions(captions, POLICY, verdicts, precision=0.5).to_dicts()
+    assert (loose["suggested"], loose["recall"]) == (20.0, 1.0)
+    nobody = verdicts.with_columns(verdict=pl.lit("keep"))
+    assert suggestions(captions, POLICY, nobody, precision=0.95)["suggested"].to_list() == [None]
+    curve = curves(captions, POLICY, verdicts)
+    assert curve["reason"].unique().to_list() == ["stub"]
+    assert curve["dropped"].to_list() == list(range(1, 41))
