@@ -7,7 +7,8 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,13 @@ def write_photos(folder: Path, count: int, width: int, height: int) -> list[str]
             cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90])
         paths.append(str(path))
     return paths
+
+
+@contextmanager
+def public_precision(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Inference as a user of the package would set it up: inference mode, and autocast with its cache of weights."""
+    with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        yield
 
 
 def heading(title: str) -> str:

@@ -1,9 +1,9 @@
 """SAM 2 on video: an MP4 with several objects to mask rows, against the naive loop, in one run.
 
-    python -m benchmarks.sam2_video --size large --frames 96 --objects 4 --out benchmarks/results/sam2_video.txt
+    python -m benchmarks.sam2_video --size large --frames 192 --out benchmarks/results/sam2_video_h200.txt
 
 Ways compared: `naive` is `SAM2VideoPredictor` on a folder of JPEG files, every object prompted with a mask, each mask
-packed with pycocotools; `stage` is the refine stage's video path, from the MP4 to a Parquet part.
+packed with pycocotools, run twice; `stage` is the refine stage's video path, from the MP4 to a Parquet part.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from pycocotools import mask as coco
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.sam2_common import boxes_for, heading, random_checkpoint, timed, with_outlines
+from benchmarks.sam2_common import boxes_for, heading, public_precision, random_checkpoint, timed, with_outlines
 from schemas.arrow import to_table
 from schemas.keys import digest_value
 from schemas.mask import Mask
@@ -34,14 +35,15 @@ from stages.refine.verdict import judge
 from stages.refine.videos import segments
 from stages.sam2.device import resolve_device, resolve_dtype
 from stages.sam2.encoder import Encoder, inference
-from stages.sam2.enlarge import Sent, send_enlarged
 from stages.sam2.load import load_model
 from stages.sam2.predictor import Predictor
-from stages.sam2.tracker import Level, Tracked, Tracker
+from stages.sam2.tracker import KERNELS, Level, Tracked, Tracker, attender
 from stages.sam2.video import FastVideo
 from stages.shapes.clip import draw_clip
 
 TFLOP = {"encoder": 1.82, "memory attention": 0.55}
+ROOFLINE_TFLOPS = 790.0
+DRAWN_FRAMES = 24
 
 
 class Mp4:
@@ -63,27 +65,28 @@ class Mp4:
 
 
 class OutlinedVideo(FastVideo):
-    """The fast path, packing ellipses instead of a random network's noise."""
+    """The fast path, tracing ellipses instead of a random network's noise."""
 
     boxes: np.ndarray
 
-    def send(self, results: Sequence[Tracked], places: Sequence[tuple[int, int]], video: Any) -> Sent:
-        low = torch.stack([result.logits for result in results])
-        scores = torch.stack([result.score for result in results])
-        boxes = torch.tensor(self.boxes[[number for _, number in places]], device=low.device)
-        return send_enlarged(with_outlines(low, boxes), scores.abs() + 1, video.height, video.width)
+    def drawn(self, results: Sequence[Tracked], places: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        low, scores = super().drawn(results, places)
+        boxes = torch.from_numpy(self.boxes[[number for _, number in places]]).to(low.device)
+        return with_outlines(low, boxes), scores.abs() + 1
 
 
-def write_video(folder: Path, frames: int, width: int, height: int) -> tuple[Path, Path]:
-    """A drawn clip as an MP4 and as a folder of JPEG files."""
+def write_video(folder: Path, frames: int, width: int, height: int, with_stills: bool = False) -> tuple[Path, Path]:
+    """A drawn clip, forwards and backwards in turn, as an MP4, and as a folder of JPEG files."""
     film, stills = folder / f"clip_{frames}.mp4", folder / f"clip_{frames}"
     stills.mkdir(exist_ok=True)
-    pixels = draw_clip(1, frames=frames, size=(width, height), fps=24.0, objects=(4, 4)).frames
+    drawn = draw_clip(1, frames=DRAWN_FRAMES, size=(width, height), fps=24.0, objects=(4, 4)).frames
+    there_and_back = [*range(DRAWN_FRAMES), *range(DRAWN_FRAMES - 2, 0, -1)]
     writer = cv2.VideoWriter(str(film), cv2.VideoWriter.fourcc(*"mp4v"), 24.0, (width, height))
-    for index, frame in enumerate(pixels):
-        turned = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
+    for index in range(frames):
+        turned = cv2.cvtColor(drawn[there_and_back[index % len(there_and_back)]], cv2.COLOR_RGB2BGR)
         writer.write(turned)
-        cv2.imwrite(str(stills / f"{index:05d}.jpg"), turned)
+        if with_stills:
+            cv2.imwrite(str(stills / f"{index:05d}.jpg"), turned)
     writer.release()
     return film, stills
 
@@ -92,7 +95,7 @@ def naive(model: Predictor, stills: Path, first: list[np.ndarray], boxes: np.nda
     """The loop that users write, as a function to be timed."""
 
     def run() -> None:
-        with inference(model.device, dtype), contextlib.redirect_stderr(io.StringIO()):
+        with public_precision(model.device, dtype), contextlib.redirect_stderr(io.StringIO()):
             state = model.init_state(str(stills))
             for number, mask in enumerate(first):
                 model.add_new_mask(state, 0, number, mask)
@@ -142,7 +145,8 @@ def tracking_alone(model: Predictor, encoder: Encoder, first: list[np.ndarray], 
         pyramid = encoder.pyramid(torch.randn(1, 3, size, size, device=model.device))
         _, features, positions, sizes = model._prepare_backbone_features(pyramid)
         level = Level(features, positions, sizes)
-        tracker = Tracker(model, 10_000, lambda index: level)
+        on_gpu = model.device.type == "cuda"
+        tracker = Tracker(model, 10_000, lambda index: level, attender(model, replayed=on_gpu))
         for number, mask in enumerate(first):
             tracker.prompt_mask(number, 0, torch.from_numpy(mask).to(model.device))
         for frame in range(20):
@@ -156,12 +160,44 @@ def tracking_alone(model: Predictor, encoder: Encoder, first: list[np.ndarray], 
         return timed(run, model.device) / frames
 
 
+def kernels(model: Predictor, objects: int) -> list[tuple[str, float]]:
+    """Milliseconds of one layer's attention to full memories, by kernel."""
+    side = model.image_size // 16
+    tokens = side * side
+    with torch.inference_mode():
+        query = torch.randn(objects, 1, tokens, model.hidden_dim, device=model.device, dtype=torch.bfloat16)
+        key = torch.randn(objects, 1, 7 * tokens + 64, model.hidden_dim, device=model.device, dtype=torch.bfloat16)
+        found = []
+        for kernel in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION):
+            with sdpa_kernel(kernel):
+                try:
+                    F.scaled_dot_product_attention(query, key, key)
+                    took = timed(
+                        lambda: [F.scaled_dot_product_attention(query, key, key) for _ in range(20)], key.device
+                    )
+                except RuntimeError as error:
+                    found.append((f"{kernel.name}: {str(error).splitlines()[0]}", float("nan")))
+                    continue
+            found.append((kernel.name, 1e3 * took / 20))
+    return found
+
+
+def peak(run: Any, device: torch.device) -> float:
+    """GiB of device memory at most in use while it runs."""
+    if device.type != "cuda":
+        run()
+        return float("nan")
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    return torch.cuda.max_memory_allocated() / 2**30
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=["large", "tiny", "nano"], default="large")
-    parser.add_argument("--frames", type=int, default=96)
-    parser.add_argument("--naive", type=int, default=32, help="frames of the naive loop")
-    parser.add_argument("--objects", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--frames", type=int, default=192)
+    parser.add_argument("--naive", type=int, default=48, help="frames of the naive loop")
+    parser.add_argument("--objects", type=int, default=4)
     parser.add_argument("--resolution", default="1280x720")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--compile", choices=["auto", "on", "off"], default="auto")
@@ -170,7 +206,8 @@ def main() -> None:
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     width, height = (int(side) for side in args.resolution.split("x"))
-    lines = [heading(f"SAM 2.1-{args.size} on a {args.resolution} video, random weights")]
+    count = args.objects
+    lines = [heading(f"SAM 2.1-{args.size} on a {args.resolution} video, {count} objects, random weights")]
 
     def say(line: str) -> None:
         print(line, flush=True)
@@ -178,35 +215,51 @@ def main() -> None:
         if args.out:
             args.out.write_text("\n".join(lines) + "\n")
 
-    config = RefineConfig(backend="sam2", checkpoint=str(random_checkpoint(args.size, args.folder)))
+    checkpoint = str(random_checkpoint(args.size, args.folder))
+    # Tracks of random weights would be doubted all the time.
+    config = RefineConfig(backend="sam2", checkpoint=checkpoint, compile=args.compile, jump_area=1e9, jump_move=1e9)
     device = resolve_device(args.device)
     dtype = resolve_dtype("auto", device)
     model = load_model(config.checkpoint, device)
     model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.data.fill_(5.0)  # every object is there, as a rule
+    boxes = boxes_for(3, count)
+    first = [masks.from_box(tuple(box * [width, height, width, height]), height, width) for box in boxes]
+    _, stills = write_video(args.folder, args.naive, width, height, with_stills=True)
+    loop = naive(model, stills, first, boxes, dtype)
+    loop()
+    slow = args.naive / timed(loop, device)
+    say(f"naive, warm, {args.naive} frames: {slow:.1f} frames/s")
+
     compiled = args.compile == "on" or (args.compile == "auto" and device.type == "cuda")
     encoder = Encoder(model, dtype, config.frame_batch, compiled)
+    follow = OutlinedVideo(model, encoder, config)
+    follow.boxes = boxes
     film, _ = write_video(args.folder, args.frames, width, height)
-    _, stills = write_video(args.folder, args.naive, width, height)
-    for count in args.objects:
-        boxes = boxes_for(3, count)
-        first = [masks.from_box(tuple(box * [width, height, width, height]), height, width) for box in boxes]
-        slow = args.naive / timed(naive(model, stills, first, boxes, dtype), device)
-        follow = OutlinedVideo(model, encoder, config)
-        follow.boxes = boxes
-        run = fast(follow, film, first, config, args.folder / "part.parquet")
-        run()
-        rate = args.frames / timed(run, device)
-        tflop = TFLOP["encoder"] + count * TFLOP["memory attention"]
-        reach = f"; {rate * tflop:.0f} TFLOP/s of about {tflop:.1f} TFLOP a frame" if args.size == "large" else ""
-        say(f"{count} objects: naive {slow:.1f} frames/s; stage {rate:.1f} frames/s, {rate / slow:.1f} x naive{reach}")
-        alone = tracking_alone(model, encoder, first, 40 if device.type == "cuda" else 2)
-        say(f"    tracker alone, features given: {1e3 * alone:.1f} ms a frame")
+    run = fast(follow, film, first, config, args.folder / "part.parquet")
+    run()
+    run()
+    rate = args.frames / min(timed(run, device) for _ in range(2))
+    tflop = TFLOP["encoder"] + count * TFLOP["memory attention"]
+    say(f"stage, MP4 to Parquet, {args.frames} frames: {rate:.1f} frames/s, {rate / slow:.1f} x naive")
+    if args.size == "large":
+        share = rate * tflop / ROOFLINE_TFLOPS
+        say(f"    {rate * tflop:.0f} TFLOP/s at about {tflop:.1f} TFLOP a frame, {share:.0%} of the matrix rate")
+    alone = tracking_alone(model, encoder, first, 60 if device.type == "cuda" else 2)
+    say(f"    tracker alone, features given: {1e3 * alone:.1f} ms a frame")
     with inference(device, dtype):
         batch = torch.randn(config.frame_batch, 3, model.image_size, model.image_size, device=device)
-        encoder.pyramid(batch)
-        say(f"    encoder alone: {1e3 * timed(lambda: encoder.pyramid(batch), device) / len(batch):.1f} ms a frame")
+        encoder.features(batch)
+        took = min(timed(lambda: encoder.features(batch), device) for _ in range(3))
+    say(f"    encoder alone: {1e3 * took / len(batch):.1f} ms a frame")
     video = Mp4(film)
-    say(f"    decode alone: {1e3 * timed(lambda: video.frames(range(args.naive)), device) / args.naive:.1f} ms a frame")
+    took = timed(lambda: [video.frames(range(i, i + 16)) for i in range(0, args.naive, 16)], device)
+    say(f"    decode alone (one thread): {1e3 * took / args.naive:.1f} ms a frame")
+    long, _ = write_video(args.folder, 3 * args.frames, width, height)
+    both = (peak(run, device), peak(fast(follow, long, first, config, args.folder / "part.parquet"), device))
+    say(f"    device memory: {both[0]:.2f} GiB at most for {args.frames} frames, {both[1]:.2f} for {3 * args.frames}")
+    if device.type == "cuda":
+        for name, ms in kernels(model, count):
+            say(f"    attention of one layer to full memories, {name}: {ms:.2f} ms (first choice: {KERNELS[0].name})")
 
 
 if __name__ == "__main__":

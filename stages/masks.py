@@ -236,23 +236,35 @@ def as_array(mask: MaskLike) -> MaskArray:
     return decode(mask) if isinstance(mask, Rle) else mask
 
 
-def _compressed(counts: NDArray[np.int64]) -> str:
-    """COCO's compressed string of run lengths (see `runs`)."""
+def compressed(counts: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[str]:
+    """COCO's compressed strings (see `runs`) of many masks' run lengths, one mask after another.
+
+    `lengths` says how many of the counts are each mask's.
+    """
+    starts = np.cumsum(lengths) - lengths
+    place = np.arange(len(counts)) - np.repeat(starts, lengths)
     values = counts.astype(np.int64)
-    values[3:] -= counts[1:-2]
+    later = np.flatnonzero(place >= 3)
+    values[later] -= counts[later - 2]
     groups = np.zeros((len(values), 8), np.uint8)
     used = np.zeros((len(values), 8), np.bool_)
     open_rows = np.ones(len(values), np.bool_)
-    for place in range(8):
+    for index in range(8):
         low = values & 0x1F
         values >>= 5
         more = open_rows & np.where(low & 0x10, values != -1, values != 0)
-        groups[:, place] = low + 48 + 0x20 * more
-        used[:, place] = open_rows
+        groups[:, index] = low + 48 + 0x20 * more
+        used[:, index] = open_rows
         open_rows = more
         if not more.any():
             break
-    return groups[used].tobytes().decode("ascii")
+    text = groups[used].tobytes().decode("ascii")
+    ends = np.concatenate([[0], np.cumsum(used.sum(1))])[np.concatenate([[0], np.cumsum(lengths)])].tolist()
+    return [text[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+
+
+def _compressed(counts: NDArray[np.int64]) -> str:
+    return compressed(counts, np.array([len(counts)]))[0]
 
 
 def _coco(rle: Rle) -> dict[str, object]:

@@ -25,7 +25,8 @@ class RefineConfig(Record):
     one point, chosen by predicted IoU. `prefer` decides between the refined and the source
     mask: `auto` is the rule of `stages.refine.verdict`. `fill_holes` is the largest hole filled, as a share of the
     mask's area. `redetect` is the IoU with a source mask on an annotated frame below which a track counts as drifted
-    and is prompted anew from that frame.
+    and is prompted anew from that frame. `jump_area` is the factor of area, `jump_move` the distance in its own sides,
+    by which a tracked object must change from one frame to the next to be doubted and tried anew (SAM 2 alone).
 
     `image_batch`, `region_batch`, `frame_batch` and `workers` (threads that decode and pack; 0: one a core, at most
     16) change speed and memory, never a mask; a batch that does not fit is halved. `gpu_share` workers share a GPU,
@@ -42,6 +43,8 @@ class RefineConfig(Record):
     prefer: Prefer = "auto"
     fill_holes: float = Field(default=0.002, ge=0, le=1)
     redetect: float = Field(default=0.5, ge=0, le=1)
+    jump_area: float = Field(default=4.0, gt=1)
+    jump_move: float = Field(default=1.5, gt=0)
     grabcut_side: int = Field(default=192, ge=32)
     grabcut_steps: int = Field(default=4, ge=1)
     image_batch: int = Field(default=16, ge=1)

@@ -19,6 +19,7 @@ from stages.masks import MaskArray
 from stages.media.video import Video
 from stages.refine.grabcut import GrabCut
 from stages.refine.seeds import Pixels, Seed, source_mask
+from stages.refine.verdict import measure
 from stages.refine.videos import Found, Start, passes
 
 FLOW_SIDE = 256
@@ -69,7 +70,8 @@ class FlowTracker:
             state.mask, state.area = told, masks.area(told) if told is not None else state.area
         elif state.mask is not None:
             state.mask = self._carried(image, state, moved)
-        return Found(frame, number, state.mask, None)
+        box = masks.box_of(state.mask) if state.mask is not None else None
+        return Found(frame, number, measure(state.mask, box) if state.mask is not None and box else None, None)
 
     def _carried(self, image: Pixels, state: _State, moved: Any) -> MaskArray | None:
         """The mask of the frame before, moved along the flow and snapped to the picture's edges."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from schemas.geometry import FrameMask
 from schemas.keys import digest_value
 from schemas.mask import SEGMENT_FRAMES, Mask
-from stages import masks
 from stages.base import UnitError
 from stages.refine.seeds import RefineUnit
 from stages.refine.verdict import Verdict
@@ -25,8 +24,6 @@ def mask_row(
     unit: RefineUnit, backend: str, verdict: Verdict, segment: int = 0, frames: list[FrameMask] | None = None
 ) -> Mask:
     """The row of a refined region, or of one segment of its masklet; `mask` and `box` are of the prompt frame."""
-    height, width = verdict.mask.shape
-    crop = masks.cropped(verdict.mask, verdict.box)
     return Mask(
         input_digest=unit.input_digest,
         mask_key=mask_key(unit.region_key, segment),
@@ -36,7 +33,7 @@ def mask_row(
         num_segments=num_segments(unit.num_frames),
         frame_index=unit.frame_index,
         time_s=unit.time_s,
-        mask=masks.encode_crop(crop, int(verdict.box[0]), int(verdict.box[1]), height, width),
+        mask=verdict.rle,
         box=verdict.box,
         frames=frames,
         predicted_iou=verdict.predicted_iou,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import pyarrow as pa
 
 from schemas.arrow import from_table, to_table
 from schemas.mask import Mask
-from stages.base import Resources, Stage, groups
+from stages.base import Resources, Stage
 from stages.refine.config import RefineConfig
 from stages.refine.flow import FlowTracker
 from stages.refine.grabcut import GrabCut
@@ -59,6 +60,7 @@ class RefineStage(Stage):
             "two_pass": config.two_pass,
             "multimask": config.multimask,
             "redetect": config.redetect,
+            "jump": [config.jump_area, config.jump_move],
         }
 
     def open(self) -> None:
@@ -74,16 +76,18 @@ class RefineStage(Stage):
             self._tracker = FastVideo(self._refiner.model, self._refiner.encoder, self.config)
 
     def process(self, units: pa.Table) -> Iterator[pa.Table]:
-        """Rows an image, or a video's segment, at a time."""
-        media = [from_table(group, RefineUnit) for group in groups(units, self.group_by)]
-        images = [group for group in media if group[0].kind == "image"]
+        """Rows some images, or a video's segment, at a time."""
+        media: dict[bytes, list[RefineUnit]] = defaultdict(list)
+        for unit in from_table(units, RefineUnit):
+            media[unit.media_key].append(unit)
+        images = [group for group in media.values() if group[0].kind == "image"]
         if self.config.backend == "grabcut":
             refined = refine_images(self._refiner, images, self.config)
         else:
             refined = self._refiner.refine_images(images)
         for rows in refined:
             yield to_table(rows, Mask)
-        for group in media:
+        for group in media.values():
             if group[0].kind == "video":
                 for rows in refine_video(group, self._refiner, self._tracker, self.config):
                     yield to_table(rows, Mask)

@@ -19,23 +19,26 @@ import cv2
 import numpy as np
 
 from schemas.base import Box
+from schemas.geometry import Rle
 from schemas.mask import MaskSource
 from stages import masks
 from stages.base import UnitError
 from stages.masks import MaskArray
 from stages.refine.config import Prefer
 from stages.refine.seeds import Candidate, Pixels, Seed
+from stages.runs import Outline
 
 SURE_PREDICTED_IOU = 0.88
 SURE_STABILITY = 0.92
 SAME_TARGET_IOU = 0.75
+NO_SOURCE = "the source gives no mask"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The mask that was kept and what is known of it; the fields are those of `schemas.mask.Mask`."""
+    """The mask that was kept, as run lengths, and what is known of it; the fields are those of `schemas.mask.Mask`."""
 
-    mask: MaskArray
+    rle: Rle
     box: Box
     mask_source: MaskSource
     predicted_iou: float | None
@@ -47,6 +50,11 @@ class Verdict:
     holes_filled: int
     verdict: str
 
+    @property
+    def mask(self) -> MaskArray:
+        """The mask that was kept, decoded (H, W)."""
+        return masks.decode(self.rle)
+
 
 def judge(image: Pixels, seed: Seed, candidate: Candidate, prefer: Prefer, fill_holes: float) -> Verdict:
     """Cleans the candidate, chooses between it and the seed's mask, and measures the one kept.
@@ -55,24 +63,57 @@ def judge(image: Pixels, seed: Seed, candidate: Candidate, prefer: Prefer, fill_
     """
     refined, holes = _without_small_holes(candidate.located(), fill_holes)
     source, why = choose(image, seed, refined, prefer)
-    kept, box = refined.mask, refined.box
-    if source == "source" and seed.mask is not None:
-        kept, box = seed.mask, masks.box_of(seed.mask)
+    estimates = candidate.predicted_iou, candidate.stability
+    outline = measure(refined.mask, refined.box, holes)
+    return _verdict(seed, outline, estimates, source, why, agreement(refined, seed))
+
+
+def judge_outline(
+    image: Pixels, seed: Seed, outline: Outline, predicted_iou: float, stability: float, prefer: Prefer
+) -> Verdict:
+    """What `judge` says of a mask whose holes are filled and whose outline is measured.
+
+    The mask's pixels are looked at only where the seed has more than a box.
+    """
+    if seed.mask is None and seed.box is not None and outline.box is not None:
+        agreed = masks.box_iou(outline.box, seed.box)
+        return _verdict(seed, outline, (predicted_iou, stability), "refined", NO_SOURCE, agreed)
+    candidate = Candidate(masks.decode(outline.rle), predicted_iou, stability, outline.box)
+    source, why = choose(image, seed, candidate, prefer)
+    return _verdict(seed, outline, (predicted_iou, stability), source, why, agreement(candidate, seed))
+
+
+def measure(mask: MaskArray, box: Box | None, holes_filled: int = 0) -> Outline:
+    """The facts of one mask (H, W) with its tight box; all work is by the size of the box."""
     if box is None:
-        raise UnitError("empty_mask", "the refiner found nothing at this prompt, and the source gives no mask")
-    crop = masks.cropped(kept, box)
+        return Outline(masks.encode(mask), None, 0, 0, 0.0, holes_filled)
+    crop = masks.cropped(mask, box)
     count, main_share = masks.parts(crop)
+    code = masks.encode_crop(crop, int(box[0]), int(box[1]), *mask.shape)
+    return Outline(code, box, int(np.count_nonzero(crop)), count, main_share, holes_filled)
+
+
+def _verdict(
+    seed: Seed, refined: Outline, estimates: tuple[float | None, float | None], source: MaskSource, why: str,
+    agreed: float | None,
+) -> Verdict:  # fmt: skip
+    kept = refined
+    if source == "source" and seed.mask is not None:
+        kept = measure(seed.mask, masks.box_of(seed.mask))
+    if kept.box is None:
+        raise UnitError("empty_mask", "the refiner found nothing at this prompt, and the source gives no mask")
+    height, width = kept.rle.size
     return Verdict(
-        mask=kept,
-        box=box,
+        rle=kept.rle,
+        box=kept.box,
         mask_source=source,
-        predicted_iou=candidate.predicted_iou,
-        stability=candidate.stability,
-        seed_agreement=agreement(refined, seed),
-        area_share=float(np.count_nonzero(crop) / kept.size),
-        parts=count,
-        main_part_share=main_share,
-        holes_filled=holes if source == "refined" else 0,
+        predicted_iou=estimates[0],
+        stability=estimates[1],
+        seed_agreement=agreed,
+        area_share=kept.area / (height * width),
+        parts=kept.parts,
+        main_part_share=kept.main_part_share,
+        holes_filled=kept.holes_filled,
         verdict=why,
     )
 
@@ -80,7 +121,7 @@ def judge(image: Pixels, seed: Seed, candidate: Candidate, prefer: Prefer, fill_
 def choose(image: Pixels, seed: Seed, candidate: Candidate, prefer: Prefer) -> tuple[MaskSource, str]:
     """Which mask stands, and why, by the rule at the head of this module."""
     if seed.mask is None:
-        return "refined", "the source gives no mask"
+        return "refined", NO_SOURCE
     if candidate.located().box is None:
         return "source", "the refiner found nothing"
     if prefer != "auto":

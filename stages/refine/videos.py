@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from schemas.base import Box
+import numpy as np
+
 from schemas.geometry import FrameMask, TrackPoint
 from schemas.mask import SEGMENT_FRAMES, Mask
 from stages import masks
@@ -22,8 +23,9 @@ from stages.media.video import Video, open_video
 from stages.refine.config import RefineConfig
 from stages.refine.images import ImageRefiner
 from stages.refine.rows import failed_row, mask_row, num_segments
-from stages.refine.seeds import RefineUnit, seed_of, source_mask
-from stages.refine.verdict import Verdict, judge
+from stages.refine.seeds import Pixels, RefineUnit, Seed, seed_of, source_mask
+from stages.refine.verdict import Verdict, judge, measure
+from stages.runs import Outline
 
 RELIABLE_J = 0.7
 
@@ -38,16 +40,16 @@ class Start:
 
 
 class Found(NamedTuple):
-    """A tracker's answer for one object (its place in the list of starts) on one frame; no mask: not visible.
+    """A tracker's answer for one object (its place in the list of starts) on one frame; no outline: not visible.
 
-    `box` is the mask's tight box where the tracker knows it.
+    `renewed` says why its track was started anew on this frame, where it was.
     """
 
     frame: int
     number: int
-    mask: MaskArray | None
+    outline: Outline | None
     score: float | None
-    box: Box | None = None
+    renewed: str | None = None
 
 
 class Tracker(Protocol):
@@ -86,16 +88,39 @@ def _started(
     for unit in units:
         by_frame[unit.frame_index].append(unit)
     for frame, members in sorted(by_frame.items()):
-        for unit in members:
-            try:
-                if not 0 <= frame < len(video):
-                    raise UnitError("bad_frame", f"the prompt is on frame {frame}, the video has {len(video)} frames")
-                image = video.frames([frame])[0]
-                seed = seed_of(_with_track(unit), video.height, video.width)
-                candidate = images.refine(image, [seed])[0]
-                started.append((unit, judge(image, seed, candidate, config.prefer, config.fill_holes)))
-            except UnitError as error:
-                failed.append(failed_row(unit, config.backend, error))
+        if not 0 <= frame < len(video):
+            error = UnitError("bad_frame", f"the prompt is on frame {frame}, the video has {len(video)} frames")
+            failed += [failed_row(unit, config.backend, error) for unit in members]
+            continue
+        try:
+            image = video.frames([frame])[0]
+        except UnitError as error:
+            failed += [failed_row(unit, config.backend, error) for unit in members]
+            continue
+        more, less = _judged(members, image, images, config)
+        started += more
+        failed += less
+    return started, failed
+
+
+def _judged(
+    units: Sequence[RefineUnit], image: Pixels, images: ImageRefiner, config: RefineConfig
+) -> tuple[list[tuple[RefineUnit, Verdict]], list[Mask]]:
+    """The masks of all regions that are prompted on one frame."""
+    seeds: list[tuple[RefineUnit, Seed]] = []
+    started: list[tuple[RefineUnit, Verdict]] = []
+    failed: list[Mask] = []
+    for unit in units:
+        try:
+            seeds.append((unit, seed_of(_with_track(unit), image.shape[0], image.shape[1])))
+        except UnitError as error:
+            failed.append(failed_row(unit, config.backend, error))
+    candidates = images.refine(image, [seed for _, seed in seeds]) if seeds else []
+    for (unit, seed), candidate in zip(seeds, candidates, strict=True):
+        try:
+            started.append((unit, judge(image, seed, candidate, config.prefer, config.fill_holes)))
+        except UnitError as error:
+            failed.append(failed_row(unit, config.backend, error))
     return started, failed
 
 
@@ -109,6 +134,24 @@ def _with_track(unit: RefineUnit) -> RefineUnit:
     return unit
 
 
+@dataclass
+class _Told:
+    """What the frames of one object have told so far: J and F on annotated frames, and where its track was renewed."""
+
+    j: list[float] = field(default_factory=list)
+    f: list[float] = field(default_factory=list)
+    renewed: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        said = ""
+        if self.j:
+            j, f = sum(self.j) / len(self.j), sum(self.f) / len(self.f)
+            trust = "" if j >= RELIABLE_J else ", unreliable"
+            said += f"; tracked with mean J {j:.2f}, F {f:.2f}, J&F {(j + f) / 2:.2f} on {len(self.j)} annotated frames"
+            said += f" so far{trust}"
+        return said + (f"; tracked anew from {', '.join(self.renewed)}" if self.renewed else "")
+
+
 def segments(
     started: Sequence[tuple[RefineUnit, Verdict]], video: Video, tracker: Tracker, config: RefineConfig
 ) -> Iterator[list[Mask]]:
@@ -117,22 +160,25 @@ def segments(
     starts = [Start(u.frame_index, v.mask, k) for (u, v), k in zip(started, known, strict=True)]
     count = num_segments(len(video))
     frames: list[dict[int, dict[int, FrameMask]]] = [defaultdict(dict) for _ in range(count)]
-    agreements: list[list[float]] = [[] for _ in started]
+    told = [_Told() for _ in started]
     open_segments = set(range(count))
     with ThreadPoolExecutor(config.workers or 8) as pool:
         try:
             for found in tracker.follow(video, starts):
-                work = pool.map(lambda one: _frame(one, starts[one.number], video, config), found)
-                for one, (frame, agreed) in zip(found, work, strict=True):
-                    segment = frames[one.frame // SEGMENT_FRAMES]
-                    segment[one.number][one.frame] = frame
-                    if agreed is not None:
-                        agreements[one.number].append(agreed)
+                slow = any(one.frame in known[one.number] for one in found)  # pixels are to be compared
+                work = (pool.map if slow else map)(lambda one: _frame(one, starts[one.number], video, config), found)
+                for one, (frame, measures) in zip(found, work, strict=True):
+                    frames[one.frame // SEGMENT_FRAMES][one.number][one.frame] = frame
+                    if measures is not None:
+                        told[one.number].j.append(measures[0])
+                        told[one.number].f.append(measures[1])
+                    if one.renewed is not None:
+                        told[one.number].renewed.append(f"frame {one.frame} ({one.renewed})")
                 for index in sorted(open_segments):
                     expected = min(SEGMENT_FRAMES, len(video) - index * SEGMENT_FRAMES)
                     if all(len(frames[index][number]) == expected for number in range(len(started))):
                         open_segments.remove(index)
-                        yield _rows(started, frames[index], agreements, index, count, config)
+                        yield _rows(started, frames[index], told, index, count, config)
                         frames[index].clear()
         except UnitError as error:  # the video breaks off: what is done stands, the rest says why it is not
             yield [
@@ -142,33 +188,34 @@ def segments(
             ]
 
 
-def _frame(found: Found, start: Start, video: Video, config: RefineConfig) -> tuple[FrameMask, float | None]:
-    """One frame's record, and the tracked mask's IoU with the source's where the source has one."""
+def _frame(
+    found: Found, start: Start, video: Video, config: RefineConfig
+) -> tuple[FrameMask, tuple[float, float] | None]:
+    """One frame's record, and the tracked mask's J and F where the source has a mask that the tracker was not shown."""
     point = start.known.get(found.frame)
-    mask, score, agreed, box = found.mask, found.score, None, found.box
+    outline, agreed = found.outline, None
     if point is not None and point.mask is not None:
         source = source_mask(point.mask, None, video.height, video.width)
         if source is not None:
             if found.frame != start.frame:
-                agreed = masks.jaccard(mask, source) if mask is not None else 0.0
-            if config.prefer != "refined" or mask is None:
-                mask, box = source, None
+                mask = masks.decode(outline.rle) if outline is not None else np.zeros_like(source)
+                agreed = masks.jaccard(mask, source), masks.boundary_f(mask, source)
+            if config.prefer != "refined" or outline is None:
+                outline = measure(source, masks.box_of(source))
     elif point is not None and point.box is None and config.prefer != "refined":
-        mask = None
+        outline = None
     time_s = float(video.times_s[found.frame])
-    box = masks.box_of(mask) if mask is not None and box is None else box
-    if mask is None or box is None:
-        return FrameMask(frame_index=found.frame, time_s=time_s, visible=False, object_score=score), agreed
-    crop = masks.cropped(mask, box)
+    if outline is None or outline.box is None:
+        return FrameMask(frame_index=found.frame, time_s=time_s, visible=False, object_score=found.score), agreed
     return (
         FrameMask(
             frame_index=found.frame,
             time_s=time_s,
             visible=True,
-            box=box,
-            mask=masks.encode_crop(crop, int(box[0]), int(box[1]), *mask.shape),
-            area_share=masks.area(crop) / mask.size,
-            object_score=score,
+            box=outline.box,
+            mask=outline.rle,
+            area_share=outline.area / (video.height * video.width),
+            object_score=found.score,
         ),
         agreed,
     )
@@ -176,18 +223,13 @@ def _frame(found: Found, start: Start, video: Video, config: RefineConfig) -> tu
 
 def _rows(
     started: Sequence[tuple[RefineUnit, Verdict]], segment: dict[int, dict[int, FrameMask]],
-    agreements: list[list[float]], index: int, count: int, config: RefineConfig,
+    told: Sequence[_Told], index: int, count: int, config: RefineConfig,
 ) -> list[Mask]:  # fmt: skip
     rows = []
     for number, (unit, verdict) in enumerate(started):
-        said = verdict.verdict
-        if agreements[number]:
-            mean = sum(agreements[number]) / len(agreements[number])
-            trust = "" if mean >= RELIABLE_J else ", unreliable"
-            said += f"; tracked with mean J {mean:.2f} on {len(agreements[number])} annotated frames so far{trust}"
         ordered = [segment[number][frame] for frame in sorted(segment[number])]
         row = mask_row(unit, config.backend, verdict, index, ordered)
-        rows.append(row.model_copy(update={"num_segments": count, "verdict": said}))
+        rows.append(row.model_copy(update={"num_segments": count, "verdict": f"{verdict.verdict}{told[number]}"}))
     return rows
 
 

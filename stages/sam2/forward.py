@@ -6,6 +6,7 @@ the fast image path and by the training of the small SAM 2.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -41,13 +42,30 @@ class Decoded:
 
 def normalise(pixels: Tensor, size: int) -> Tensor:
     """uint8 (3, H, W) or (n, 3, H, W) to the model's float input (n, 3, size, size), as the public predictor does."""
+    return standardised(resized(pixels, size))
+
+
+def resized(pixels: Tensor, size: int) -> Tensor:
+    """uint8 (3, H, W) or (n, 3, H, W) to float (n, 3, size, size) between 0 and 1."""
     batch = pixels if pixels.dim() == 4 else pixels[None]
-    batch = batch.float() / 255
+    batch = batch.float().div_(255)
     if batch.shape[-2:] != (size, size):
         batch = F.interpolate(batch, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
-    mean = torch.tensor(MEAN, device=batch.device)[:, None, None]
-    std = torch.tensor(STD, device=batch.device)[:, None, None]
+    return batch
+
+
+def standardised(batch: Tensor) -> Tensor:
+    """Pictures between 0 and 1 (n, 3, S, S) less the mean, by the deviation."""
+    mean, std = _statistics(batch.device)
     return (batch - mean) / std
+
+
+@functools.lru_cache(maxsize=16)
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Kept on the device: to send them there would wait for all that it is doing."""
+    with torch.inference_mode(False):
+        mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
+    return mean, std
 
 
 def encode(model: Predictor, batch: Tensor) -> Features:

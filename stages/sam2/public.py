@@ -12,10 +12,10 @@ from stages.refine.config import RefineConfig
 from stages.refine.seeds import Candidate, Pixels, Seed
 from stages.sam2.device import resolve_device, resolve_dtype
 from stages.sam2.encoder import inference
-from stages.sam2.enlarge import STABILITY_OFFSET
 from stages.sam2.load import load_model
 from stages.sam2.predictor import Predictor
 from stages.sam2.prompts import Prompt, prompt_of
+from stages.sam2.trace import STABILITY_OFFSET
 
 
 class PublicImages:

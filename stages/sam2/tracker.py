@@ -7,6 +7,8 @@ same. Memories out of reach are dropped, so that a video of any length fits.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +18,20 @@ import torch
 import torch.nn.functional as F
 from sam2.modeling.sam2_utils import get_1d_sine_pe, select_closest_cond_frames
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from stages.sam2.graphs import Replayed
 from stages.sam2.predictor import Predictor
+
+Attend = Callable[[int], Callable[..., Any]]
+KERNELS = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+"""For memory attention, the quickest first: its heads of 256 channels are slow in the usual kernel."""
+PLACES_KEPT = 64
 
 
 class Level(NamedTuple):
@@ -84,14 +98,18 @@ class Tracker:
     Prompts come first, on any frames; then `step` is called frame after frame, forwards or backwards.
     """
 
-    def __init__(self, model: Predictor, num_frames: int, frames: Callable[[int], Level]) -> None:
+    def __init__(
+        self, model: Predictor, num_frames: int, frames: Callable[[int], Level], attend: Attend | None = None
+    ) -> None:
         if model.memory_temporal_stride_for_eval != 1:
             raise ValueError("memories with gaps (memory_temporal_stride_for_eval) are not supported")
         self.model = model
         self.num_frames = num_frames
         self.frames = frames
         self.objects: dict[int, ObjectMemory] = defaultdict(ObjectMemory)
+        self._attend = attend or attender(model, replayed=False)
         self._positions: list[Tensor] | None = None
+        self._places: dict[tuple[Any, ...], Tensor] = {}
 
     def prompt_points(self, number: int, frame: int, coords: Tensor, labels: Tensor) -> Tensor:
         """Prompts an object on a frame: coords (1, n, 2) in pixels of the S x S input, labels (1, n), 2 and 3 a box's
@@ -123,7 +141,7 @@ class Tracker:
             run_mem_encoder=False,
         )
         logits, score = out["pred_masks"], out["object_score_logits"]
-        memory = self._remember(level, logits, out["obj_ptr"], score, prompted=True)[0]
+        memory = self._remember(level, logits, out["obj_ptr"], score)[0]
         self.objects[number].prompted[frame] = memory
         self.objects[number].tracked.pop(frame, None)
         return memory.logits
@@ -160,44 +178,25 @@ class Tracker:
 
     def _follow(self, frame: int, gathered: list[Gathered]) -> list[Memory]:
         """One frame of several objects whose memories have the same shape."""
-        model, level, count = self.model, self.frames(frame), len(gathered)
-        features = [f.expand(-1, count, -1) for f in level.features]
-        height, width = level.sizes[-1]
-        fused = model.memory_attention(
-            curr=features[-1:],
-            curr_pos=[level.positions[-1].expand(-1, count, -1)],
-            memory=torch.cat([g.memory for g in gathered], dim=1),
-            memory_pos=self._memory_positions(gathered),
-            num_obj_ptr_tokens=gathered[0].pointer_tokens,
+        level = self.frames(frame)
+        found = self._attend(gathered[0].pointer_tokens)(
+            torch.cat([g.memory for g in gathered], dim=1),
+            torch.cat([self._place(g) for g in gathered], dim=1),
+            level.positions[-1],
+            *level.features,
         )
-        fused = fused.permute(1, 2, 0).reshape(count, model.hidden_dim, height, width)
-        fine = [f.permute(1, 2, 0).unflatten(2, size) for f, size in zip(features[:-1], level.sizes[:-1], strict=True)]
-        _, _, _, low, high, pointer, score = model._forward_sam_heads(
-            backbone_features=fused,
-            high_res_features=fine,
-            multimask_output=model._use_multimask(False, None),
-        )
-        return self._remember(level, low, pointer, score, prompted=False, high=high)
+        stored, pointer, low, score = (each.clone() for each in found)  # the next frame's come to the same place
+        return _memories(stored, pointer, low, score)
 
-    def _remember(
-        self, level: Level, low: Tensor, pointer: Tensor, score: Tensor, prompted: bool, high: Tensor | None = None
-    ) -> list[Memory]:
-        model, count = self.model, low.shape[0]
-        if high is None:
-            size = (model.image_size, model.image_size)
-            high = F.interpolate(low, size=size, mode="bilinear", align_corners=False)
-        features, positions = model._encode_new_memory(
-            current_vision_feats=[f.expand(-1, count, -1) for f in level.features],
-            feat_sizes=level.sizes,
-            pred_masks_high_res=high,
-            object_score_logits=score,
-            is_mask_from_pts=prompted,
-        )
+    def _remember(self, level: Level, low: Tensor, pointer: Tensor, score: Tensor) -> list[Memory]:
+        """The memories of prompted objects."""
+        model, size = self.model, (self.model.image_size, self.model.image_size)
+        high = F.interpolate(low, size=size, mode="bilinear", align_corners=False)
+        stored, positions = _stored(model, level.features, level.sizes, high, score, prompted=True)
         if self._positions is None:  # the same for every frame and object, but for the time
-            place = positions[-1][:1].flatten(2).permute(2, 0, 1)
+            place = positions[:1].flatten(2).permute(2, 0, 1)
             self._positions = [place + model.maskmem_tpos_enc[i] for i in range(model.num_maskmem)]
-        stored = features.to(torch.bfloat16).flatten(2).permute(2, 0, 1)  # as the public predictor stores them
-        return [Memory(stored[:, i : i + 1], pointer[i], low[i, 0], score[i, 0]) for i in range(count)]
+        return _memories(stored, pointer, low, score)
 
     def _gather(self, memory: ObjectMemory, frame: int, reverse: bool) -> Gathered:
         """What an object remembers at a frame: memories of prompted frames, of the last frames, and pointers."""
@@ -238,19 +237,90 @@ class Tracker:
             pointer_tokens=split * len(pointers),
         )
 
-    def _memory_positions(self, gathered: list[Gathered]) -> Tensor:
-        """Positions of the memory tokens (L, B, M): place and time of memories, time of pointers."""
+    def _place(self, gathered: Gathered) -> Tensor:
+        """Positions of an object's memory tokens (L, 1, M): place and time of memories, time of pointers.
+
+        Kept, since they are the same on every frame once the memory is full.
+        """
+        key = (gathered.ages, gathered.distances)
+        if key not in self._places:
+            if len(self._places) >= PLACES_KEPT:
+                self._places.clear()
+            self._places[key] = self._placed(gathered)
+        return self._places[key]
+
+    def _placed(self, gathered: Gathered) -> Tensor:
         model = self.model
         assert self._positions is not None
-        columns = [torch.cat([self._positions[age] for age in g.ages]) for g in gathered]
-        places = torch.cat(columns, dim=1)
-        if not gathered[0].pointer_tokens:
+        places = torch.cat([self._positions[age] for age in gathered.ages])
+        if not gathered.pointer_tokens:
             return places
-        distances = torch.tensor([g.distances for g in gathered], device=model.device).T
+        distances = torch.tensor([gathered.distances], device=model.device).T
         furthest = min(self.num_frames, model.max_obj_ptrs_in_encoder) - 1
         wide = model.hidden_dim if model.proj_tpos_enc_in_obj_ptrs else model.mem_dim
         times = model.obj_ptr_tpos_proj(get_1d_sine_pe(distances / furthest, dim=wide))
         return torch.cat([places, times.repeat_interleave(model.hidden_dim // model.mem_dim, dim=0)])
+
+
+def attender(model: Predictor, replayed: bool) -> Attend:
+    """What one frame of several objects costs: memory attention, mask decoder and memory encoder, by the number of
+    pointer tokens. `replayed`: as a CUDA graph where the memory is full, which is the shape that recurs."""
+    full = model.max_obj_ptrs_in_encoder * (model.hidden_dim // model.mem_dim)
+    replay = Replayed(functools.partial(_followed, model, full), after=4, keep=3) if replayed else None
+
+    def by_pointers(pointer_tokens: int) -> Callable[..., Any]:
+        if replay is not None and pointer_tokens == full:
+            return replay
+        return functools.partial(_followed, model, pointer_tokens)
+
+    return by_pointers
+
+
+def _followed(
+    model: Predictor, pointer_tokens: int, memory: Tensor, places: Tensor, position: Tensor, *features: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """New memories (HW, n, M), pointers (n, C), logits (n, 1, S/4, S/4) and scores (n, 1) of n objects on a frame.
+
+    `memory` and `places` (L, n, M); `position` (HW, 1, C) of the coarsest features; `features` finest first.
+    """
+    count, sides = memory.shape[1], [math.isqrt(f.shape[0]) for f in features]
+    sizes = [(side, side) for side in sides]
+    wide = [f.expand(-1, count, -1) for f in features]
+    with sdpa_kernel(KERNELS, set_priority=True):
+        fused = model.memory_attention(
+            curr=wide[-1:],
+            curr_pos=[position.expand(-1, count, -1)],
+            memory=memory,
+            memory_pos=places,
+            num_obj_ptr_tokens=pointer_tokens,
+        )
+    _, _, _, low, high, pointer, score = model._forward_sam_heads(
+        backbone_features=fused.permute(1, 2, 0).reshape(count, model.hidden_dim, *sizes[-1]),
+        high_res_features=[f.permute(1, 2, 0).unflatten(2, s) for f, s in zip(wide[:-1], sizes[:-1], strict=True)],
+        multimask_output=model._use_multimask(False, None),
+    )
+    stored, _ = _stored(model, features, sizes, high, score, prompted=False)
+    return stored, pointer, low, score
+
+
+def _stored(
+    model: Predictor, features: Sequence[Tensor], sizes: Sequence[tuple[int, int]], high: Tensor, score: Tensor,
+    prompted: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """What is remembered of n masks (n, 1, S, S): tokens (HW, n, M), and their positions (n, M, H, W)."""
+    encoded, positions = model._encode_new_memory(
+        current_vision_feats=[f.expand(-1, high.shape[0], -1) for f in features],
+        feat_sizes=sizes,
+        pred_masks_high_res=high,
+        object_score_logits=score,
+        is_mask_from_pts=prompted,
+    )
+    # as the public predictor stores them
+    return encoded.to(torch.bfloat16).flatten(2).permute(2, 0, 1), positions[-1]
+
+
+def _memories(stored: Tensor, pointer: Tensor, low: Tensor, score: Tensor) -> list[Memory]:
+    return [Memory(stored[:, i : i + 1], pointer[i], low[i, 0], score[i, 0]) for i in range(low.shape[0])]
 
 
 class Gathered(NamedTuple):
