@@ -117,7 +117,9 @@ def run_judges(config: JudgeConfig, answers: Sequence[Answer], ledger: Path, pub
         said = [next(replies) for _ in plan.asked]
         values |= plan.scores(said)
         silent = sum(reply is None for reply in said)
-        notices.append(f"{bench}: {len(said)} questions to {config.teacher.identity}, {silent} without an answer")
+        notices.append(
+            f"{bench}: {len(said)} questions to {config.teacher.identity}, {silent} without an answer{plan.note}"
+        )
         details += [
             {"bench": bench, "item": item} | (reply.model_dump() if reply is not None else {"unanswered": True})
             for item, reply in zip(plan.items, said, strict=True)
@@ -166,6 +168,7 @@ class _Plan:
     asked: list[Asked]
     items: list[str]
     scores: Callable[[Sequence[Record | None]], dict[str, float]]
+    note: str = ""
 
 
 def _plan(bench: Bench, config: JudgeConfig, answers: Sequence[Answer], published: bool) -> _Plan:
@@ -223,7 +226,8 @@ def _dlc(answers: Sequence[Answer], questions: Mapping[str, Sequence[Question]],
     def scores(said: Sequence[Record | None]) -> dict[str, float]:
         return _dlc_scores([questions[region.target] for region in regions], iter(said))
 
-    return _Plan(asked, items, scores)
+    missing = len(questions.keys() - {region.target for region in regions})
+    return _Plan(asked, items, scores, f"; {missing} of {len(questions)} regions were not described" if missing else "")
 
 
 def _dlc_scores(regions: Sequence[Sequence[Question]], replies: Iterator[Record | None]) -> dict[str, float]:

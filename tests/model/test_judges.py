@@ -127,6 +127,9 @@ def test_dlc_points_count_only_for_what_is_recognised(
     # region 11 is not recognised: its point falls to 0; region 10 gets 1 and 1; 11 has no negative question
     assert judged.values == pytest.approx({"dlc_positive": 0.5, "dlc_negative": 1.0, "dlc": 0.75})
     assert len(server.chats) == 5
+    fewer = run_judges(_config(server, "dlc", **dlc), answers[:1], tmp_path / "ledger")
+    assert fewer.values["dlc_positive"] == 1.0
+    assert "1 of 2 regions were not described" in fewer.notices[0]
     assert "A. red\nB. reddish\nC. not said\nD. blue" in "\n".join(chat.text for chat in server.chats)
 
 
