@@ -9,6 +9,7 @@ from pipeline.report import counts
 from pipeline.report.counts import Tables
 from pipeline.report.data import CostRow, RatePoint, RegionCard, ReportData
 from pipeline.report.gallery import region_cards
+from stages.policy import Policy
 
 
 def report_data(
@@ -18,6 +19,7 @@ def report_data(
     run: str = "",
     made: str = "",
     funnel: Mapping[str, Mapping[str, int]] | None = None,
+    policy: Policy | None = None,
     planned_usd: float | None = None,
     costs: Sequence[CostRow] | None = None,
     rates: Sequence[RatePoint] = (),
@@ -29,7 +31,7 @@ def report_data(
     """Gathers the report of a run.
 
     `tables` are current rows by table name (see `counts.Tables`); `funnel` the runner's counts a stage, where known;
-    `costs` replaces what the captions say of tokens and money (the ledger knows better). `max_regions` regions, kept
+    the limits of `policy` are drawn into the histograms of scores; `costs` replaces what the captions say of tokens and money (the ledger knows better). `max_regions` regions, kept
     and rejected ones, are shown with pictures; those whose media cannot be read are shown without.
     """
     shown: list[RegionCard] = region_cards(tables, max_regions, seed, storage_options)
@@ -40,7 +42,7 @@ def report_data(
         funnel=counts.funnel_rows(tables, funnel),
         reasons=counts.reason_rows(tables),
         yields=counts.yield_rows(tables),
-        histograms=[*counts.mask_histograms(tables), *counts.score_histograms(tables)],
+        histograms=[*counts.mask_histograms(tables), *counts.score_histograms(tables, policy)],
         lengths=counts.length_histograms(tables),
         labels=counts.label_counts(tables),
         costs=list(costs) if costs is not None else counts.cost_rows(tables, planned_usd),

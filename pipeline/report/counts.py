@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from pipeline.report.data import CostRow, FunnelRow, Histogram, ReasonRow, ShardRow, YieldRow
+from stages.policy import Policy
 
 Tables = Mapping[str, pl.DataFrame]
 """Current rows by table name: media, media_refs, regions, selection, masks, events, captions, decisions, packed and
@@ -117,15 +118,32 @@ def yield_rows(tables: Tables) -> list[YieldRow]:
     return [YieldRow(**row) for row in joined.to_dicts()]
 
 
-def score_histograms(tables: Tables) -> list[Histogram]:
-    """A histogram for every numeric score column, all captions together; scores that nobody gave are skipped."""
+def bounds_of(policy: Policy) -> dict[str, list[tuple[str, float]]]:
+    """The limits that a policy sets to each score column (not those to its rank among captions)."""
+    found: dict[str, list[tuple[str, float]]] = {}
+    for check in policy.checks:
+        if not check.rank_by:
+            found.setdefault(check.column, []).extend(
+                (f"{check.reason} ({name} {value:g})", value) for name, value in check.given().items()
+            )
+    return found
+
+
+def score_histograms(tables: Tables, policy: Policy | None = None) -> list[Histogram]:
+    """A histogram for every numeric score column, all captions together, with the limits that a policy sets to it.
+
+    Scores that nobody gave are skipped, whole numbers that no policy bounds as well.
+    """
+    bounds = bounds_of(policy) if policy is not None else {}
     found: list[Histogram] = []
     for table, frame in sorted(tables.items()):
         if not table.startswith("scores/"):
             continue
         for name, kind in frame.schema.items():
-            if kind.is_float() and frame[name].null_count() < len(frame):
-                found.append(_histogram(name, table.removeprefix("scores/"), frame[name]))
+            counted = kind.is_float() or (kind.is_integer() and name in bounds)
+            if counted and frame[name].null_count() < len(frame):
+                made = _histogram(name, table.removeprefix("scores/"), frame[name])
+                found.append(made.model_copy(update={"bounds": bounds.get(name, [])}))
     return found
 
 

@@ -41,13 +41,17 @@ class YieldRow(Record):
 
 
 class Histogram(Record):
-    """Counts of values between consecutive `edges` (one more than counts), for one group of rows."""
+    """Counts of values between consecutive `edges` (one more than counts), for one group of rows.
+
+    `bounds` are the policy's limits to it: the reason that it gives, with the kind of bound, and the value.
+    """
 
     name: str
     group: str
     edges: list[float]
     counts: list[int]
     missing: int = 0
+    bounds: list[tuple[str, float]] = []
 
 
 class Picture(Record):

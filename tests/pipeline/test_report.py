@@ -20,6 +20,7 @@ from schemas.mask import Mask
 from schemas.media import Media
 from schemas.region import Region, Selection
 from stages.masks import encode
+from stages.policy import Policy
 
 HOSTILE = "</script><script>alert('x')</script><img src=http://example.org/x onerror=alert(1)>\"'&"
 
@@ -168,6 +169,17 @@ def test_reasons_yield_cost_and_distributions(tables):
     assert data.costs[1].planned_usd == 0.5
     assert {histogram.name for histogram in data.histograms} == {"stability", "repeat_share"}
     assert [sum(histogram.counts) for histogram in data.lengths] == [5, 5]
+
+
+def test_histograms_show_the_limits_of_the_policy(tables):
+    check = {"reason": "repetition", "column": "repeat_share", "max": 0.25, "action": "drop"}
+    policy = Policy.model_validate({"name": "p", "checks": [check]})
+    data = report_data(tables, title="t", policy=policy)
+    drawn = {histogram.name: histogram.bounds for histogram in data.histograms}
+    assert drawn == {"stability": [], "repeat_share": [("repetition (max 0.25)", 0.25)]}
+    page = render_report(data)
+    assert page.count('class="bound" x1') == 1
+    assert "repetition (max 0.25)" in page
 
 
 def test_hostile_text_stays_text_and_nothing_is_fetched(tables, tmp_path):
