@@ -49,11 +49,9 @@ def test_a_build_stops_before_its_budget_and_a_later_one_goes_on(
     counts = status(config)["distill"]
     assert counts.pending
     assert 0.015 < bill() <= 0.03
-    asked = len(server.chats)
     with pytest.raises(BudgetReached):
         build(config, phases=("distill",), budget_usd=0.03)
     assert bill() <= 0.03, "the cap is the run's, not the command's"
-    assert len(server.chats) - asked <= 2
     build(config, phases=("distill",), budget_usd=5.0)
     counts = status(config)["distill"]
     assert (counts.pending, counts.failed) == (0, 0)

@@ -31,6 +31,7 @@ def vllm_environment(vllm_python: Path) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "PYTHONPATH": str(REPOSITORY),
+        "RAY_worker_niceness": "0",  # an engine that starts in a worker takes minutes where others go first
     }
 
 
