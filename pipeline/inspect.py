@@ -132,6 +132,9 @@ def _plain(value: Any) -> Any:
     return value
 
 
+_BAR = 40
+"""Characters of the event timeline."""
+
 _INTERNAL = {
     "input_digest",
     "digest",
@@ -156,6 +159,8 @@ def render(report: InspectReport) -> RenderableType:
     if report.selection:
         parts.append(_facts("selection", report.selection, report.selection["status"]))
     parts += [_facts(f"mask, segment {mask['segment']}", mask, mask["status"]) for mask in report.masks]
+    if report.events:
+        parts.append(_timeline(report.events))
     parts += [_facts(f"event {event['event_index']}", event, event["status"]) for event in report.events]
     for caption in report.captions:
         event = "" if caption["event_index"] < 0 else f" #{caption['event_index']}"
@@ -170,6 +175,20 @@ def render(report: InspectReport) -> RenderableType:
     if not report.shards:
         parts.append(Text("in no shard", style="dim"))
     return Group(*parts)
+
+
+def _timeline(events: list[dict[str, Any]]) -> RenderableType:
+    """The events along the clip's time, a row each: from when to when, a bar at its place, what happens."""
+    begin, end = min(event["start_s"] for event in events), max(event["end_s"] for event in events)
+    scale = _BAR / max(end - begin, 1e-6)
+    table = Table(box=None, show_header=False, padding=(0, 1, 0, 2))
+    for event in events:
+        first = min(round((event["start_s"] - begin) * scale), _BAR - 1)
+        length = max(1, round((event["end_s"] - begin) * scale) - first)
+        bar = " " * first + ("·" if event["absent"] else "━") * length
+        times = f"{event['start_s']:.1f} - {event['end_s']:.1f} s"
+        table.add_row(str(event["event_index"]), times, Text(f"{bar:<{_BAR}}", style="cyan"), event["motion"] or "")
+    return Group(Text("timeline", style="bold cyan"), table)
 
 
 def _facts(title: str, row: Mapping[str, Any], status: str, indent: int = 0) -> RenderableType:

@@ -8,6 +8,7 @@ that a region's place in the draw does not depend on what else there is: adding 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Literal
@@ -26,6 +27,8 @@ from stages.base import with_digest
 
 _HEX_KEY = 32
 _HASH_DISTANCE = 4
+_RANGE = re.compile(r"[^/.]\.\.[^/.]")
+_COUNTED = re.compile(r"(?P<stem>.*?)(?P<count>\d+)")
 
 
 class SelectConfig(BaseModel):
@@ -36,8 +39,9 @@ class SelectConfig(BaseModel):
     from two sources. Where `drop_parts` is set, regions that the source calls parts go, and those without a label whose
     box lies at least `part_containment` within another of its frame and covers at most `part_area` of it: SA-V's part
     masklets. `exclude` names files with
-    one media a line (a media key, a perceptual hash `phash:<16 hex>`, a file name, or a source media id): the
-    benchmarks. `benchmark_splits` are splits of sources that are benchmarks themselves, by default those that the
+    one media a line (a media key, a perceptual hash `phash:<16 hex>`, a file name, a range of names that count up like
+    `sa_000000..sa_000999.jpg`, or a source media id): the benchmarks.
+    `benchmark_splits` are splits of sources that are benchmarks themselves, by default those that the
     sources' formats know; `{}` takes all.
     """
 
@@ -219,6 +223,8 @@ class Guard:
                         hashes.append(_hash_of(entry.removeprefix("phash:"), f"{path}:{number}"))
                     elif len(entry) == _HEX_KEY and set(entry) <= set("0123456789abcdef"):
                         keys.add(bytes.fromhex(entry))
+                    elif _RANGE.search(entry):
+                        names.update(_names_between(entry, f"{path}:{number}"))
                     elif entry:
                         names.add(entry)
         return cls(keys, hashes, names)
@@ -248,6 +254,16 @@ class Guard:
             near |= np.bitwise_count(values ^ np.uint64(value)) <= _HASH_DISTANCE
         known: NDArray[np.bool_] = near & hashes.is_not_null().to_numpy()
         return known
+
+
+def _names_between(entry: str, place: str) -> list[str]:
+    """The names of a range, both ends included: `sa_000000..sa_000999.jpg` counts its last digits up."""
+    first, _, last = entry.partition("..")
+    one, two = _COUNTED.fullmatch(PurePosixPath(first).stem), _COUNTED.fullmatch(PurePosixPath(last).stem)
+    if not one or not two or one["stem"] != two["stem"] or int(one["count"]) > int(two["count"]):
+        raise ValueError(f"{place}: `{entry}` is no range of names that count up, like sa_000000..sa_000999.jpg")
+    width, suffix = len(one["count"]), PurePosixPath(last).suffix
+    return [f"{one['stem']}{n:0{width}d}{suffix}" for n in range(int(one["count"]), int(two["count"]) + 1)]
 
 
 def _hash_of(text: str, place: str) -> int:

@@ -182,3 +182,15 @@ def test_impossible_settings_are_refused():
     for wrong in ({"min_side": -1}, {"max_per_image": 0}, {"colour": "red"}, {"duplicates": "maybe"}):
         with pytest.raises(ValidationError):
             SelectConfig(**wrong)
+
+
+def test_a_range_of_names_guards_all_between_its_ends(tmp_path):
+    guard = tmp_path / "names.txt"
+    regions = [region(n, media=n, uri=f"s3://bucket/sa_{n:06d}.jpg") for n in (8, 9, 10, 11)]
+    guard.write_text("sa_000009..sa_000010.jpg  # a part of SA-1B\n")
+    rows = select(*frames(regions), SelectConfig(exclude=(str(guard),))).sort("region_key")
+    assert sorted(rows["reason"].to_list(), key=str) == [None, None, "benchmark", "benchmark"]
+    for wrong in ("sa_000010..sa_000009.jpg", "sa_1..sb_2.jpg", "a..b"):
+        guard.write_text(f"{wrong}\n")
+        with pytest.raises(ValueError, match=r"names\.txt:1: .*count up"):
+            select(*frames(regions), SelectConfig(exclude=(str(guard),)))
