@@ -141,6 +141,7 @@ def _build(
                 "reasons": result.reasons,
                 "seconds": result.seconds,
                 "pack": result.pack_id,
+                "pack_effort": result.pack["effort"] if result.pack else None,
                 "started_ray": result.started_ray,
                 "stages": {name: count.as_dict() for name, count in counts.items()},
             }
@@ -155,4 +156,17 @@ def summary(result: Any) -> str:
     if not result.rows:
         return "Nothing was pending: 0 rows processed."
     made = ", ".join(f"{name} {rows}" for name, rows in result.done.items())
-    return f"{result.rows} rows processed ({made})" + (f"; pack {result.pack_id}" if result.pack_id else "")
+    line = f"{result.rows} rows processed ({made})"
+    return f"{line}; pack {result.pack_id}{_effort(result.pack)}" if result.pack_id else line
+
+
+def _effort(pack: dict[str, Any] | None) -> str:
+    """How much of a pack was written and how much taken over from the packs before."""
+    if pack is None:
+        return ""
+    effort = pack["effort"]
+    written, total = effort["bytes_written"], effort["bytes_total"]
+    return (
+        f": {effort['shards_written']} shards written ({effort['media_shards_written']} of media), "
+        f"{effort['shards_reused']} taken over; {written:,} of {total:,} bytes ({written / (total or 1):.1%})"
+    )

@@ -44,6 +44,7 @@ def write_run_report(config: EngineConfig, to: Path | None = None, samples: int 
         run=config.run,
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         funnel=funnel,
+        policy=now.policy,
         costs=cost_rows(config),
         rates=pace(now.view),
         max_regions=samples,
