@@ -112,12 +112,28 @@ def set_digest(*columns: pa.Array | pa.ChunkedArray) -> bytes:
 
 def _encode_fields(columns: Mapping[str, pa.Array]) -> pa.Array:
     length = len(next(iter(columns.values())))
-    parts: list[Any] = [pa.scalar(b"m" + struct.pack("<Q", len(columns)), pa.large_binary())]
+    parts: list[Any] = []
+    same = b"m" + struct.pack("<Q", len(columns))  # what all rows have in common since the last part
     for name in sorted(columns):
         if len(columns[name]) != length:
             raise ValueError(f"column {name!r} has {len(columns[name])} rows, others have {length}")
-        parts += [pa.scalar(encode_value(name), pa.large_binary()), _encode_array(columns[name])]
-    return _join(parts, length)
+        same += encode_value(name)
+        constant = _constant(columns[name])
+        if constant is not None:
+            same += constant
+            continue
+        parts += [pa.scalar(same, pa.large_binary()), _encode_array(columns[name])]
+        same = b""
+    return _join([*parts, pa.scalar(same, pa.large_binary())], length)
+
+
+def _constant(array: pa.Array) -> bytes | None:
+    """The encoding of every element where all are null, or one truth value; None where that is not seen at once."""
+    if array.null_count == len(array):
+        return b"n"
+    if pa.types.is_boolean(array.type) and not array.null_count:
+        return {0: b"f", len(array): b"t"}.get(array.true_count)
+    return None
 
 
 def _encode_array(array: pa.Array) -> pa.Array:
@@ -200,6 +216,8 @@ def _sized(tag: bytes, raw: pa.Array) -> pa.Array:
 def _join(parts: list[Any], length: int) -> pa.Array:
     if length == 0:
         return pa.array([], pa.large_binary())
+    if all(isinstance(part, pa.Scalar) for part in parts):
+        return pa.repeat(pa.scalar(b"".join(part.as_py() for part in parts), pa.large_binary()), length)
     return pc.binary_join_element_wise(*parts, pa.scalar(b"", pa.large_binary()))
 
 

@@ -32,6 +32,7 @@ _BRACKET, _QUOTE, _SLASH = 1, 2, 3
 _KIND = np.zeros(256, np.uint8)
 _KIND[[ord(c) for c in "[]{}"]] = _BRACKET
 _KIND[ord('"')], _KIND[ord("\\")] = _QUOTE, _SLASH
+_MARKED = (_KIND > 0).tobytes()
 
 
 @dataclass(frozen=True)
@@ -266,9 +267,8 @@ class _Scanner:
 def _brackets(data: bytes, start: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Positions of the brackets outside strings from `start`, and the depth after each (0: an item has ended)."""
     array = np.frombuffer(data, np.uint8)[start:]
-    kinds = _KIND[array]
-    where = np.flatnonzero(kinds)
-    kinds = kinds[where]
+    where = np.flatnonzero(np.frombuffer(data.translate(_MARKED), np.bool_)[start:])
+    kinds = _KIND[array[where]]
     if (kinds == _SLASH).any():
         plain = ~_escaped(where, kinds)
         where, kinds = where[plain], kinds[plain]
