@@ -30,7 +30,8 @@ def pace(view: View) -> list[RatePoint]:
             RatePoint(stage=stage, seconds=(time - times[0]).total_seconds(), rows=rows)
             for time, rows in zip(times, totals, strict=True)
         ]
-        points += [*curve[:: max(1, len(curve) // _MOST_POINTS)], *curve[-1:]]
+        step = max(1, len(curve) // _MOST_POINTS)
+        points += [*curve[:-1:step], *curve[-1:]]
     return points
 
 
