@@ -10,6 +10,9 @@ from schemas.keys import digest_stream
 
 NANO = "nano"
 NANO_WEIGHTS = Path(__file__).parent / "weights" / "nano.safetensors"
+NANOS = {NANO: NANO_WEIGHTS, "nano-words": NANO_WEIGHTS.with_name("nano_words.safetensors")}
+"""The small SAM 2s of this package: `nano` for masks; `nano-words` learned beside masks what its targets are, for a
+captioner behind it."""
 
 CONFIGS = {
     "facebook/sam2-hiera-tiny": ("configs/sam2/sam2_hiera_t.yaml", "sam2_hiera_tiny.pt"),
@@ -37,16 +40,16 @@ class Checkpoint:
 
 
 def find_checkpoint(name: str) -> Checkpoint:
-    """The weights behind `checkpoint`: `nano`, a path to a `.pt` of SAM 2, or a Hugging Face id (fetched if needed).
+    """The weights behind `checkpoint`: one of `NANOS`, a `.pt` of SAM 2, or a Hugging Face id (fetched if needed).
 
     Raises `CheckpointError`.
     """
-    if name == NANO:
-        if not NANO_WEIGHTS.exists():
+    if name in NANOS:
+        if not NANOS[name].exists():
             raise CheckpointError(
-                f"the nano weights are not at {NANO_WEIGHTS}: reinstall, or run `perceive train sam-nano`"
+                f"the nano weights are not at {NANOS[name]}: reinstall, or run `perceive train sam-nano`"
             )
-        return Checkpoint(None, NANO_WEIGHTS)
+        return Checkpoint(None, NANOS[name])
     if name in CONFIGS:
         return Checkpoint(CONFIGS[name][0], _fetch(name, CONFIGS[name][1]))
     path = Path(name).expanduser()

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from stages.refine.config import RefineConfig
-from stages.sam2.checkpoint import CONFIGS, NANO, NANO_WEIGHTS
+from stages.sam2.checkpoint import CONFIGS, NANOS
 
 
 def resolve_device(device: str) -> torch.device:
@@ -52,5 +52,5 @@ def checkpoint_state(name: str) -> str:
 
         found = try_to_load_from_cache(name, CONFIGS[name][1])
         return f"{name} ({'in the cache' if isinstance(found, str) else 'not in the cache: fetched at the first use'})"
-    path = NANO_WEIGHTS if name == NANO else Path(name).expanduser()
+    path = NANOS[name] if name in NANOS else Path(name).expanduser()
     return f"{name} ({'at hand' if path.is_file() else f'missing: {path}'})"

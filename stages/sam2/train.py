@@ -2,6 +2,7 @@
 
 One loop, read from top to bottom. The loss of a mask is dice + 2 binary cross-entropy on the logits at full size; the
 three alternatives share the loss of the best of them; predicted IoUs and the object score learn from what came out.
+Beside the masks the decoder learns what its targets are (`stages.sam2.attributes`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from schemas.base import Record
+from stages.sam2.attributes import Attributes
 from stages.sam2.device import resolve_device
 from stages.sam2.evaluate import evaluate
 from stages.sam2.forward import decode, encode, normalise
@@ -45,7 +48,8 @@ class SamNanoConfig(Record):
 
     `start` are weights to go on from (with their record beside them), else it begins from random ones.
     `minutes` bounds the training proper: the learning rate ends its cosine at `steps` or there, whichever comes first.
-    `clip_share` of the steps after the first `stills_first` are on clips.
+    `clip_share` of the steps after the first `stills_first` are on clips. `attributes` weighs the loss of what the
+    targets are against that of their masks.
     """
 
     out: str = "nano.safetensors"
@@ -64,6 +68,7 @@ class SamNanoConfig(Record):
     clip_share: float = Field(default=0.5, ge=0, le=1)
     lr: float = Field(default=1e-3, gt=0)
     warmup: int = Field(default=200, ge=1)
+    attributes: float = Field(default=0.3, ge=0)
     held_out_scenes: int = Field(default=512, ge=1)
     held_out_clips: int = Field(default=48, ge=1)
     workers: int = Field(default=0, ge=0)
@@ -110,7 +115,9 @@ def train_sam_nano(config: SamNanoConfig) -> dict[str, Any]:
 
 
 def _fit(model: Predictor, scenes: Drawn, clips: Drawn, config: SamNanoConfig, generator: torch.Generator) -> int:
-    optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.01, fused=scenes.pixels.is_cuda)
+    reading = Attributes(config.model.d_model).to(scenes.pixels.device)
+    learning = [*model.parameters(), *reading.parameters()]
+    optimiser = torch.optim.AdamW(learning, lr=config.lr, weight_decay=0.01, fused=scenes.pixels.is_cuda)
     began, step, share = time.monotonic(), 0, 0.0
     while share < 1:
         share = max(step / config.steps, (time.monotonic() - began) / (60 * config.minutes))
@@ -119,10 +126,11 @@ def _fit(model: Predictor, scenes: Drawn, clips: Drawn, config: SamNanoConfig, g
                 config.lr * min(1.0, (step + 1) / config.warmup) * (0.5 + 0.5 * math.cos(math.pi * min(share, 1.0)))
             )
         on_clips = share > config.stills_first and torch.rand(1, generator=generator).item() < config.clip_share
-        if on_clips:
-            loss, iou = _clip_step(model, _pick(clips, config.clip_batch, generator), generator)
-        else:
-            loss, iou = _scene_step(model, _pick(scenes, config.scene_batch, generator), generator)
+        drawn, size = (clips, config.clip_batch) if on_clips else (scenes, config.scene_batch)
+        batch, learn = _pick(drawn, size, generator), _clip_step if on_clips else _scene_step
+        with torch.autocast(scenes.pixels.device.type, torch.bfloat16, enabled=scenes.pixels.is_cuda):
+            loss, iou, told, right = learn(model, reading, batch, generator)
+        loss = loss + config.attributes * told
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
@@ -130,29 +138,34 @@ def _fit(model: Predictor, scenes: Drawn, clips: Drawn, config: SamNanoConfig, g
         step += 1
         if step % 100 == 0:
             kind = "clips" if on_clips else "scenes"
-            _say(f"step {step} {time.monotonic() - began:.0f} s {kind}: loss {loss.item():.3f} IoU {iou.item():.3f}")
+            figures = f"loss {loss.item():.3f} IoU {iou.item():.3f} kinds {right.item():.3f}"
+            _say(f"step {step} {time.monotonic() - began:.0f} s {kind}: {figures}")
     return step
 
 
 def _pick(drawn: Drawn, count: int, generator: torch.Generator) -> Drawn:
     index = torch.randint(0, len(drawn), (min(count, len(drawn)),), generator=generator).to(drawn.pixels.device)
-    return Drawn(drawn.pixels[index], drawn.owner[index])
+    return Drawn(drawn.pixels[index], drawn.owner[index], drawn.kinds[index])
 
 
-def _scene_step(model: Predictor, batch: Drawn, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _scene_step(
+    model: Predictor, reading: Attributes, batch: Drawn, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     pixels, owner = augmented(batch, generator)
     row, number = objects_of(owner)
     truth = owner[row, 0] == number[:, None, None]
     features = encode(model, normalise(pixels[:, 0], model.image_size)).take(row)
     coords, labels, rough = _prompts(truth, generator)
-    first = decode(model, features, coords, labels, rough)
+    with decoder_outputs(model) as seen:
+        first = decode(model, features, coords, labels, rough)
+    told, right = reading.loss(seen[-1].token, seen[-1].embed, truth, pixels[row, 0], batch.kinds[row, number - 1])
     loss, iou = mask_loss(first.masks, first.ious, first.score, truth)
     if torch.rand(1, generator=generator).item() < 0.3:  # a second pass, prompted with the first pass's mask
         again = first.masks[:, :1].detach().clamp(-32, 32)
         second = decode(model, features, coords, labels, again)
         more, iou = mask_loss(second.masks, second.ious, second.score, truth)
         loss = (loss + more) / 2
-    return loss, iou
+    return loss, iou, told, right
 
 
 def _prompts(truth: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -183,26 +196,30 @@ def _rough(truth: Tensor, generator: torch.Generator) -> Tensor:
     return 20 * (F.avg_pool2d(masks, 4) >= 0.5).float() - 10
 
 
-def _clip_step(model: Predictor, batch: Drawn, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _clip_step(
+    model: Predictor, reading: Attributes, batch: Drawn, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     pixels, owner = interrupted(*augmented(batch, generator), generator, share=0.4)
     row, number = objects_of(owner)
-    truth = owner[row] == number[:, None, None, None]
-    losses, ious = [], []
-    for index, (masks, predicted, score) in enumerate(track(model, pixels, row, truth[:, 0], generator)):
-        if masks is not None:
-            loss, iou = mask_loss(masks, predicted, score, truth[:, index])
-            losses.append(loss)
-            ious.append(iou)
-    return torch.stack(losses).mean(), torch.stack(ious).mean()
+    truth, kinds = owner[row] == number[:, None, None, None], batch.kinds[row, number - 1]
+    results = []
+    for index, seen in enumerate(track(model, pixels, row, truth[:, 0], generator)):
+        if seen is not None:
+            of_mask = mask_loss(seen.masks, seen.ious, seen.score, truth[:, index])
+            results.append(
+                (*of_mask, *reading.loss(seen.token, seen.embed, truth[:, index], pixels[row, index], kinds))
+            )
+    loss, iou, told, right = (torch.stack(each).mean() for each in zip(*results, strict=True))
+    return loss, iou, told, right
 
 
 def track(
     model: Predictor, pixels: Tensor, row: Tensor, first: Tensor, generator: torch.Generator
-) -> Iterator[tuple[Tensor | None, Any, Any]]:
+) -> Iterator[Seen | None]:
     """Follows objects through clips with gradients, prompted on the first frame by a box, a point or their mask.
 
     `pixels` uint8 (n, t, 3, S, S), `row` (r,) the clip of each object, `first` bool (r, S, S) its first mask. Yields
-    logits (r, 4, S/4, S/4), predicted IoUs (r, 4) and object scores (r, 1) a frame; None where a mask was its answer.
+    what the decoder gave, frame by frame; None where a mask was its own answer.
     """
     frames = pixels.shape[1]
     out = model.forward_image(normalise(pixels.flatten(0, 1), model.image_size))
@@ -225,7 +242,7 @@ def track(
             )
         memory["cond_frame_outputs" if frame == 0 else "non_cond_frame_outputs"][frame] = current
         own_answer = frame == 0 and mask is not None
-        yield (None, None, None) if own_answer else (seen[-1][0], seen[-1][1], seen[-1][3])
+        yield None if own_answer else seen[-1]
 
 
 def _first_prompt(first: Tensor, generator: torch.Generator) -> tuple[dict[str, Tensor] | None, Tensor | None]:
@@ -241,20 +258,39 @@ def _first_prompt(first: Tensor, generator: torch.Generator) -> tuple[dict[str, 
     return {"point_coords": coords, "point_labels": labels.int()}, None
 
 
+@dataclass(frozen=True)
+class Seen:
+    """One call of the mask decoder: logits (r, 4, S/4, S/4), predicted IoUs (r, 4), object score (r, 1), the single
+    mask's token (r, C) and the image embedding after the prompt, (r, C, S/16, S/16)."""
+
+    masks: Tensor
+    ious: Tensor
+    score: Tensor
+    token: Tensor
+    embed: Tensor
+
+
 @contextmanager
-def decoder_outputs(model: Predictor) -> Iterator[list[Any]]:
-    """Collects what the mask decoder's `predict_masks` returns: masks, IoUs, tokens and object scores of each call."""
+def decoder_outputs(model: Predictor) -> Iterator[list[Seen]]:
+    """Collects what the mask decoder's calls give."""
     decoder: Any = model.sam_mask_decoder
-    inner, seen = decoder.predict_masks, []
+    inner = decoder.predict_masks
+    seen: list[Seen] = []
+    sources: list[Tensor] = []
 
     def predict(*args: Any, **kwargs: Any) -> Any:
-        seen.append(inner(*args, **kwargs))
-        return seen[-1]
+        masks, ious, tokens, score = inner(*args, **kwargs)
+        grid = masks.shape[-1] // 4
+        embed = sources.pop().transpose(1, 2).unflatten(2, (grid, grid))
+        seen.append(Seen(masks, ious, score, tokens[:, 0], embed))
+        return masks, ious, tokens, score
 
+    hook = decoder.transformer.register_forward_hook(lambda _module, _inputs, output: sources.append(output[1]))
     decoder.predict_masks = predict
     try:
         yield seen
     finally:
+        hook.remove()
         del decoder.predict_masks
 
 
@@ -264,6 +300,8 @@ def mask_loss(masks: Tensor, predicted: Tensor, score: Tensor, truth: Tensor) ->
     Where the truth is empty only the object score learns.
     """
     there = truth.flatten(1).any(1)
+    # at half size: four times fewer numbers, and the logits are at a quarter
+    truth = F.avg_pool2d(truth[:, None].float(), 2)[:, 0] >= 0.5
     scored = F.binary_cross_entropy_with_logits(score[:, 0].float(), there.float())
     if not bool(there.any()):
         return scored + 0 * masks.sum(), scored.detach() * 0

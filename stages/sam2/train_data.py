@@ -14,24 +14,31 @@ import torch
 from torch import Tensor
 
 from stages.shapes.clip import draw_clip
+from stages.shapes.palette import KINDS
 from stages.shapes.scene import draw_scene
 
 CLIP_RATES = (3.0, 6.0, 12.0, 24.0)
+MOST = 5
+"""Shapes a scene has at most."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """`pixels` uint8 (n, t, S, S, 3) and `owner` uint8 (n, t, S, S): 0 is background, k the k-th shape."""
+    """`pixels` uint8 (n, t, S, S, 3) and `owner` uint8 (n, t, S, S): 0 is background, k the k-th shape.
+
+    `kinds` (n, MOST) are the shapes' places in the table of kinds, -1 where there is no such shape.
+    """
 
     pixels: Tensor
     owner: Tensor
+    kinds: Tensor
 
     def __len__(self) -> int:
         return self.pixels.shape[0]
 
     def to(self, device: torch.device) -> Drawn:
         """The same on a device."""
-        return Drawn(self.pixels.to(device), self.owner.to(device))
+        return Drawn(self.pixels.to(device), self.owner.to(device), self.kinds.to(device))
 
 
 def draw_scenes(seed: int, count: int, size: int, workers: int) -> Drawn:
@@ -44,32 +51,39 @@ def draw_clips(seed: int, count: int, frames: int, size: int, workers: int, rate
     return _draw(partial(_clip, seed, size, frames, rate), count, workers)
 
 
-def _scene(seed: int, size: int, index: int) -> tuple[Any, Any]:
+def _scene(seed: int, size: int, index: int) -> tuple[Any, Any, Any]:
     rng = np.random.default_rng((seed, 1, index))
     scene = draw_scene(rng, (size, size))
     owner = np.zeros((size, size), np.uint8)
     for number, shape in enumerate(scene.instances):
         owner[shape.mask] = number + 1
-    return scene.image[None], owner[None]
+    return scene.image[None], owner[None], _kinds([shape.look.kind for shape in scene.instances])
 
 
-def _clip(seed: int, size: int, frames: int, rate: float | None, index: int) -> tuple[Any, Any]:
+def _clip(seed: int, size: int, frames: int, rate: float | None, index: int) -> tuple[Any, Any, Any]:
     fps = rate if rate is not None else CLIP_RATES[index % len(CLIP_RATES)]
     clip = draw_clip((seed, 2, index), frames=frames, size=(size, size), fps=fps, occlusion=0.5, leave=0.8)
     numbers = np.arange(1, clip.masks.shape[1] + 1, dtype=np.uint8)
     owner = (clip.masks * numbers[None, :, None, None]).max(axis=1)
-    return clip.frames, owner.astype(np.uint8)
+    return clip.frames, owner.astype(np.uint8), _kinds([shape.look.kind for shape in clip.objects])
 
 
-def _draw(draw: Callable[[int], tuple[Any, Any]], count: int, workers: int) -> Drawn:
+def _kinds(names: list[str]) -> Any:
+    table = list(KINDS)
+    found = np.full(MOST, -1, np.int64)
+    found[: len(names)] = [table.index(name) for name in names]
+    return found
+
+
+def _draw(draw: Callable[[int], tuple[Any, Any, Any]], count: int, workers: int) -> Drawn:
     if workers <= 1:
         results = [draw(index) for index in range(count)]
     else:
         context = multiprocessing.get_context("spawn")
         with context.Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
             results = pool.map(draw, range(count), chunksize=16)
-    pixels = torch.from_numpy(np.stack([pixels for pixels, _ in results]))
-    return Drawn(pixels, torch.from_numpy(np.stack([owner for _, owner in results])))
+    pixels, owner, kinds = (torch.from_numpy(np.stack([result[at] for result in results])) for at in range(3))
+    return Drawn(pixels, owner, kinds)
 
 
 def augmented(batch: Drawn, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -105,7 +119,7 @@ def interrupted(pixels: Tensor, owner: Tensor, generator: torch.Generator, share
     return pixels, torch.where(cut[:, :, None, None], 0, owner)
 
 
-def objects_of(owner: Tensor, frame: int = 0, least: int = 48, most: int = 5) -> tuple[Tensor, Tensor]:
+def objects_of(owner: Tensor, frame: int = 0, least: int = 48, most: int = MOST) -> tuple[Tensor, Tensor]:
     """The shapes visible on `frame` with at least `least` pixels: which row (r,), and which number (r,), of `owner`."""
     counts = torch.stack([(owner[:, frame] == k).flatten(1).sum(1) for k in range(1, most + 1)], dim=1)
     row, number = torch.nonzero(counts >= least, as_tuple=True)

@@ -67,7 +67,7 @@ def test_a_short_run_learns_and_leaves_weights_and_record(tmp_path: Path) -> Non
     settings = SamNanoConfig(
         out=str(tmp_path / "nano.safetensors"), device="cpu", model=SMALL, scenes=24, clips=6, clip_frames=3, steps=40,
         scene_batch=12, clip_batch=2, warmup=5, lr=2e-3, stills_first=0.8, held_out_scenes=8, held_out_clips=1,
-        workers=1,
+        workers=1, attributes=0.02,
     )  # fmt: skip
     figures = train_sam_nano(settings)
     record = json.loads((tmp_path / "nano.json").read_text())
