@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from stages.base import UnitError
 from stages.ingest import jsonstream, rle
@@ -134,7 +135,7 @@ def _tracks(source: Source, instances: MediaRoots, video: str) -> dict[int, list
     return dict(tracks)
 
 
-def read_instances(data: bytes) -> dict[int, np.ndarray[Any, np.dtype[np.bool_]]]:
+def read_instances(data: bytes) -> dict[int, NDArray[np.bool_]]:
     """Instance id -> mask (H, W) of one HDF5 file. Raises `ValueError`, and `SourceError` where h5py is not there."""
     try:
         import h5py
@@ -146,6 +147,14 @@ def read_instances(data: bytes) -> dict[int, np.ndarray[Any, np.dtype[np.bool_]]
             masks = np.asarray(file["reMask"]) > 0
     except (OSError, KeyError, TypeError) as error:
         raise ValueError(f"no instances can be read: {error}") from error
+    return instance_masks(ids, masks)
+
+
+def instance_masks(ids: np.ndarray[Any, Any], masks: np.ndarray[Any, Any]) -> dict[int, NDArray[np.bool_]]:
+    """Instance id -> mask (H, W) of a file's `instance` (n) and `reMask` (n, W, H), or (W, H) where n is 1.
+
+    Raises `ValueError` where they do not fit each other.
+    """
     if masks.ndim == 2:
         masks = masks[None]
     if masks.ndim != 3 or len(masks) != len(ids):

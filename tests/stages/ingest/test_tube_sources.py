@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from stages.ingest import rle
+from stages.ingest.a2d import instance_masks
 from stages.ingest.base import SourceConfig, SourceError
 from stages.ingest.sources import adapter_of, list_media, open_source
 
@@ -198,6 +199,19 @@ def test_a2d_masks_are_transposed_and_frames_count_from_one(tmp_path, rows_of):
     assert [row.reason for row in rows] == [None, None, "other_split", "no_geometry"]
     assert (rows[0].box, rows[0].frame_index, phrases(rows[0])) == ((4, 6, 16, 16), 2, [("en", "a man, standing")])
     assert [point.frame_index for point in rows[1].track or []] == [2, 5]
+
+
+def test_a2d_masks_are_turned_and_one_instance_may_lack_its_axis():
+    standing = np.zeros((2, 64, 48), bool)  # instances, columns, rows
+    standing[1, 4:16, 6:16] = True
+    first, second = instance_masks(np.array([3, 5]), standing).values()
+    assert (first.shape, first.any()) == ((48, 64), False)
+    assert second[6:16, 4:16].all()
+    assert second.sum() == 120
+    (alone,) = instance_masks(np.array([5]), standing[1]).values()
+    assert (alone == second).all()
+    with pytest.raises(ValueError, match="2 instances"):
+        instance_masks(np.array([3, 5]), standing[:1])
 
 
 def test_a2d_without_h5py_says_what_to_install(tmp_path, monkeypatch):
