@@ -2,6 +2,7 @@
 
     python -m benchmarks.chunk                 # 10,000 masklets and 200 clips
     python -m benchmarks.chunk --masklets 1000 --clips 40
+    python -m benchmarks.chunk --masklets 0 --clips 0 --refined 200    # masklets of the nano SAM 2; slow on a CPU
 
 Masklets are 20 s at 6 fps. The baseline of the speed is the same decision by `ruptures` (PELT, linear cost) on the
 same features; a subset of it is timed in the same run. Boundaries count as found within 0.3 s; a clip is read from its
@@ -17,20 +18,25 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import ruptures
 
-from schemas.arrow import to_table
+from schemas.arrow import from_table, to_table
 from schemas.geometry import FrameMask
 from schemas.keys import digest_value
+from schemas.mask import Mask
 from stages.base import checked
 from stages.chunk import ChunkConfig, ChunkUnit, build_chunk
 from stages.chunk.config import MotionConfig
 from stages.chunk.features import read_masklets, turns
 from stages.masks import box_of, encode
+from stages.refine.config import RefineConfig
+from stages.refine.seeds import RefineUnit
+from stages.refine.stage import RefineStage, build_refine
 from stages.shapes.clip import Clip, draw_clip
 from stages.shapes.clips import write_mp4
 
@@ -130,22 +136,55 @@ def ruptures_rate(count: int) -> float:
     return len(batch) / (time.process_time() - start)
 
 
-def score_clip(job: tuple[int, str]) -> Count:
-    """Boundaries and words of one drawn clip, read from its file."""
-    seed, folder = job
+def refined(units: list[ChunkUnit], refiner: RefineStage) -> list[ChunkUnit]:
+    """The units with masklets made by a refiner from the box on the first frame on which each target is visible."""
+    asked = []
+    for unit in units:
+        first = next(frame for frame in unit.frames or () if frame.visible)
+        asked.append(
+            RefineUnit(
+                input_digest=unit.input_digest, region_key=unit.region_key, media_key=unit.media_key, uri=unit.uri,
+                kind="video", width=unit.width, height=unit.height, num_frames=len(unit.frames or ()), fps=unit.fps,
+                box=first.box, frame_index=first.frame_index, time_s=first.time_s,
+            )
+        )  # fmt: skip
+    found: dict[bytes, list[FrameMask]] = {unit.region_key: [] for unit in units}
+    for table in checked(refiner, to_table(asked, RefineUnit)):
+        for row in from_table(table, Mask):
+            found[row.region_key] += row.frames or []
+    made = {key: sorted(frames, key=lambda frame: frame.frame_index) for key, frames in found.items()}
+    return [unit.model_copy(update={"frames": made[unit.region_key]}) for unit in units if made[unit.region_key]]
+
+
+@cache
+def nano() -> RefineStage:
+    """The small SAM 2 of the package, opened once a process."""
+    stage = build_refine(RefineConfig(backend="sam2", checkpoint="nano", device="cpu", workers=1))
+    stage.open()
+    return stage
+
+
+def score_clip(job: tuple[int, str, bool]) -> Count:
+    """Boundaries and words of one drawn clip, read from its file, with true masklets or with refined ones."""
+    seed, folder, refine = job
     clip = draw_clip((1, seed), frames=42)
     path = Path(folder) / f"{seed}.mp4"
     write_mp4(path, list(clip.frames), 6)
     stage = build_chunk(ChunkConfig())
     stage.open()
     units = units_of(clip, f"c{seed}", str(path))
+    known = {unit.region_key: thing for unit, thing in zip(units, clip.objects, strict=True)}
+    if refine:
+        units = refined(units, nano())
     rows = pa.concat_tables(list(checked(stage, to_table(units, ChunkUnit)))).to_pylist()
     count = Count()
-    for unit, thing in zip(units, clip.objects, strict=True):
-        mine = sorted((r for r in rows if r["region_key"] == unit.region_key), key=lambda r: r["event_index"])
+    for key, thing in known.items():
+        mine = sorted((r for r in rows if r["region_key"] == key), key=lambda r: r["event_index"])
         truth = [event.start_s for event in thing.events[1:]]
-        count.proposed += len(mine) - 1
+        count.proposed += max(0, len(mine) - 1)
         count.true += len(truth)
+        if not mine:
+            continue
         for row in mine[1:]:
             near = [t for t in truth if abs(t - row["start_s"]) <= TOLERANCE_S]
             if near:
@@ -160,29 +199,44 @@ def score_clip(job: tuple[int, str]) -> Count:
     return count
 
 
+def chunk_speed(masklets: int, workers: int) -> None:
+    """Prints how fast masklets are cut without pixels, beside ruptures, and the memory of a process as it goes on."""
+    with ProcessPoolExecutor(workers) as pool:
+        start = time.perf_counter()
+        share = [masklets // workers] * workers
+        done = list(pool.map(chunk_masklets, share))
+        wall = time.perf_counter() - start
+    rate = sum(n / spent for n, (_, spent, _) in zip(share, done, strict=True))
+    print(f"{sum(share)} masklets of 20 s at 6 fps, no pixels, {workers} processes (wall {wall:.1f} s):")
+    print(f"  {rate:.0f} masklets/s by CPU time, {sum(events for events, _, _ in done)} events")
+    print(f"  peak memory of a process as it goes on: {' '.join(str(mb) for mb in done[0][2])} MB")
+    print(f"  baseline, ruptures PELT on the same features: {ruptures_rate(32):.1f} masklets/s on one core")
+
+
+def score_clips(clips: int, refine: bool, workers: int) -> None:
+    """Prints how well the events of drawn clips are found."""
+    total = Count()
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(workers) as pool:
+        start = time.perf_counter()
+        for count in pool.map(score_clip, [(seed, folder, refine) for seed in range(clips)]):
+            total.add(count)
+    of = "masklets of the nano SAM 2 from a box on one frame" if refine else "true masklets"
+    print(f"{clips} drawn clips of 7 s with {of}, colour and camera from their H.264 files:")
+    print(f"  {total.line()} ({time.perf_counter() - start:.0f} s with drawing and encoding)")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--masklets", type=int, default=10_000)
     parser.add_argument("--clips", type=int, default=200)
+    parser.add_argument("--refined", type=int, default=0, help="clips whose masklets the nano SAM 2 makes")
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
-    with ProcessPoolExecutor(args.workers) as pool:
-        start = time.perf_counter()
-        share = [args.masklets // args.workers] * args.workers
-        done = list(pool.map(chunk_masklets, share))
-        wall = time.perf_counter() - start
-    rate = sum(n / spent for n, (_, spent, _) in zip(share, done, strict=True))
-    print(f"{sum(share)} masklets of 20 s at 6 fps, no pixels, {args.workers} processes (wall {wall:.1f} s):")
-    print(f"  {rate:.0f} masklets/s by CPU time, {sum(events for events, _, _ in done)} events")
-    print(f"  peak memory of a process as it goes on: {' '.join(str(mb) for mb in done[0][2])} MB")
-    print(f"  baseline, ruptures PELT on the same features: {ruptures_rate(32):.1f} masklets/s on one core")
-    total = Count()
-    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(args.workers) as pool:
-        start = time.perf_counter()
-        for count in pool.map(score_clip, [(seed, folder) for seed in range(args.clips)]):
-            total.add(count)
-    print(f"{args.clips} drawn clips of 7 s with true masklets, colour and camera from their H.264 files:")
-    print(f"  {total.line()} ({time.perf_counter() - start:.0f} s with drawing and encoding)")
+    if args.masklets:
+        chunk_speed(args.masklets, args.workers)
+    for refine, clips in ((False, args.clips), (True, args.refined)):
+        if clips:
+            score_clips(clips, refine, args.workers)
 
 
 if __name__ == "__main__":
