@@ -12,7 +12,9 @@ import signal
 import sys
 from pathlib import Path
 
+import av  # noqa: F401  (what each fork would import anew)
 import polars as pl
+import pyarrow.dataset  # noqa: F401
 
 from pipeline.lease import LeaseHeld
 from pipeline.tables import Run
