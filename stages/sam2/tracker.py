@@ -231,7 +231,7 @@ class Tracker:
             stacked = torch.stack([pointer for _, pointer in pointers])
             tokens.append(stacked.reshape(-1, 1, model.mem_dim))
         return Gathered(
-            memory=torch.cat(tokens, dim=0),
+            memory=torch.cat(tokens, dim=0).float(),  # stored in bf16; without pointers nothing else would cast it
             ages=tuple(age for age, _ in spatial),
             distances=tuple(distance for distance, _ in pointers),
             pointer_tokens=split * len(pointers),

@@ -145,3 +145,25 @@ def test_damage_fails_its_own_rows_only(clip: Clip, folder: str, tmp_path: Path)
     ]
     rows = {row.region_key: row for row in run(units, RefineConfig())}
     assert [rows[one.region_key].reason for one in units] == [None, "bad_frame", "unreadable_media", "missing_media"]
+
+
+def test_j_f_and_their_mean_are_told_where_the_source_has_masks(clip: Clip, folder: str) -> None:
+    config = RefineConfig(backend="sam2", checkpoint="nano", device="cpu", prefer="refined")
+    row = run([unit(folder, 0, mask=masks.encode(clip.masks[0, 0]), track=points(clip, 0, every=5))], config)[0]
+    assert row.frames is not None
+    tracked = [masks.decode(f.mask) if f.mask else np.zeros((128, 128), np.bool_) for f in row.frames[5::5]]
+    j, f, both = masks.j_and_f(tracked, [clip.masks[index, 0] for index in (5, 10, 15)])
+    assert f"mean J {j:.2f}, F {f:.2f}, J&F {both:.2f} on 3 annotated frames" in (row.verdict or "")
+
+
+@pytest.mark.slow
+def test_a_break_costs_sam2_no_segment_before_it(tmp_path: Path) -> None:
+    long = draw_clip(5, frames=70, size=(64, 64), fps=24.0, objects=(1, 1), camera=0.0, leave=0.0)
+    uri = folder_of(long, tmp_path / "long")
+    (tmp_path / "long" / "00066.png").write_bytes(b"broken")
+    config = RefineConfig(backend="sam2", checkpoint="nano", device="cpu", frame_batch=11)
+    rows = run([unit(uri, 0, 70, mask=masks.encode(long.masks[0, 0]))], config)
+    assert [(row.segment, row.status, row.reason) for row in rows] == [
+        (0, "ok", None),
+        (1, "failed", "unreadable_media"),
+    ]
