@@ -9,11 +9,11 @@ import pyarrow as pa
 
 from pipeline import corpus
 from pipeline.carry import carries
-from pipeline.engine import Corpus, Step
+from pipeline.engine import Corpus, Step, frame_of
 from pipeline.session import Session
 from pipeline.work import Node
 from schemas.arrow import arrow_schema
-from schemas.caption import Language, Task
+from schemas.caption import Caption, Language, Task
 from schemas.event import Event
 from stages.base import AsyncStage, Stage
 from stages.distill.video import StreamStage
@@ -126,9 +126,13 @@ def _chunk_of(session: Session, now: Corpus) -> Derive:
 
 
 def _translation_of(session: Session, now: Corpus, pair: tuple[Task, Language]) -> Derive:
+    step = now.distill[pair]
+    # Of any English text: one that comes out as it was under another prompt is translated already.
+    done = frame_of(now.view, step.stage.table, [step.fingerprint], Caption)
+
     def derive(rows: pa.Table) -> pa.Table:
-        told = pl.DataFrame(pl.from_arrow(rows))
-        return _fresh(now.distill[pair], session.corpus().translation_units(pair, told))
+        units = session.corpus().translation_units(pair, pl.DataFrame(pl.from_arrow(rows)))
+        return Step(step.name, step.stage, units, done).pending()
 
     return derive
 
