@@ -16,6 +16,7 @@ import logging
 import os
 import time
 from pathlib import Path
+from typing import get_args
 
 import torch
 import yaml
@@ -28,6 +29,7 @@ from model.practice import PracticeConfig, write_practice
 from model.train import train
 from model.train_config import TrainConfig
 from model.vision import FrozenSam, load_sam
+from schemas.caption import Task
 
 
 def draw(folder: Path, images: int, clips: int, held_images: int, held_clips: int, processes: int) -> None:
@@ -88,7 +90,9 @@ def main() -> None:
     answering = PAM(pam, sam, tokenizer, GenerationConfig(max_new_tokens=110))
     began = time.monotonic()
     held = ShardCorpus([str(data / "held")], clip_frames=config.data.clip_frames)
-    answers = predict(answering, held, EvalConfig(limit=args.limit, batch=200 if device == "cuda" else 16))
+    learned = [task for task in get_args(Task) if config.data.mixture.tasks.get(task, 1.0) > 0]
+    asked = EvalConfig(tasks=learned, limit=args.limit, batch=200 if device == "cuda" else 16)
+    answers = predict(answering, held, asked)
     print(f"{len(answers)} answers in {time.monotonic() - began:.0f} s")
     write_answers(args.out / "answers.jsonl", answers)
     try:

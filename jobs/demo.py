@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import time
 from pathlib import Path
@@ -33,6 +34,7 @@ from stages.shapes.spoil import plant_caption_defect
 from stages.yields import precision_recall, yield_table
 
 SPOILT_SHARE = 0.12
+DEFECT_SHARE = 0.08
 _BEFORE_SCORES = ("ingest", "select", "refine", "chunk", "distill")
 _FROM_SCORES = ("score", "decide", "pack")
 _SPOILT_TASKS = ("brief", "detailed")
@@ -68,10 +70,13 @@ def run_demo(folder: Path, images: int, clips: int, seed: int, train_seconds: fl
     return figures
 
 
-def draw(folder: Path, images: int, clips: int, seed: int) -> tuple[Path, ShapesFolder]:
-    """Writes photos as COCO, clips as SA-V and the run's configuration; returns the latter's path and the photos."""
+def draw(folder: Path, images: int, clips: int, seed: int, defects: float = DEFECT_SHARE) -> tuple[Path, ShapesFolder]:
+    """Writes photos as COCO, clips as SA-V and the run's configuration; returns the latter's path and the photos.
+
+    `defects` is the share of annotations that a planted defect replaces or joins.
+    """
     err.print(f"drawing {images} photos and {clips} clips of shapes into {folder}/world")
-    shapes = ShapesConfig(images=images, clips=clips, seed=seed, jitter=0.08, defects=0.08)
+    shapes = ShapesConfig(images=images, clips=clips, seed=seed, jitter=0.08, defects=defects)
     photos = write_images(folder / "world" / "photos", shapes)
     sources: list[dict[str, Any]] = [
         {
@@ -90,7 +95,7 @@ def draw(folder: Path, images: int, clips: int, seed: int) -> tuple[Path, Shapes
         "run": "run",
         "sources": sources,
         "select": {"min_side": 24, "max_per_image": 16, "seed": seed},
-        "refine": {"backend": "grabcut"},
+        "refine": refiner(),
         "chunk": {"backend": "motion"},
         "teacher": {"backend": "measured"},
         "captions": {"tasks": ["label", "explain", "brief", "detailed"], "languages": ["en"]},
@@ -103,8 +108,15 @@ def draw(folder: Path, images: int, clips: int, seed: int) -> tuple[Path, Shapes
     return path, photos
 
 
-def plant(session: Session, seed: int) -> pl.DataFrame:
-    """Spoils a share of the captions as careless teachers would; returns `caption_key`, `defect` of the spoilt ones.
+def refiner() -> dict[str, Any]:
+    """The small SAM 2 of this package, which knows such shapes, where the `sam2` package is installed; else GrabCut."""
+    if importlib.util.find_spec("sam2") is None:
+        return {"backend": "grabcut"}
+    return {"backend": "sam2", "checkpoint": "nano"}
+
+
+def plant(session: Session, seed: int, share: float = SPOILT_SHARE) -> pl.DataFrame:
+    """Spoils a `share` of the captions as careless teachers would; returns `caption_key`, `defect` of the spoilt ones.
 
     A spoilt caption is committed as a further attempt at its row, so that the measured one stays below it.
     """
@@ -112,7 +124,7 @@ def plant(session: Session, seed: int) -> pl.DataFrame:
     for (task, language), step in session.corpus().distill.items():
         rows = []
         for row in step.rows.filter(pl.col("status") == "ok").iter_rows(named=True) if task in _SPOILT_TASKS else ():
-            text, defect = plant_caption_defect(row["text"], language, row["caption_key"], seed, SPOILT_SHARE)
+            text, defect = plant_caption_defect(row["text"], language, row["caption_key"], seed, share)
             if defect is not None:
                 planted.append({"caption_key": row["caption_key"], "defect": str(defect)})
                 rows.append({**row, "text": text, "attempts": 2, **_truncation(str(defect))})
@@ -177,7 +189,10 @@ def train_nano(config: EngineConfig, pack_id: str, seconds: float) -> dict[str, 
     """Trains the nano PAM and a control whose captions are shuffled on the pack; the scores of both, held out."""
     from model.demo import train_and_validate  # torch and transformers: seconds to import
 
-    err.print(f"training a nano PAM for {seconds:.0f} s, and its control on shuffled captions for as many steps")
+    err.print(
+        f"training a nano PAM for {seconds:.0f} s on the run's shards and on drawn practice scenes, "
+        "and its control on shuffled captions for as many steps"
+    )
     pack = Path(config.run) / "packs" / pack_id
     shards = {split: sorted(str(path) for path in (pack / split).glob("*.tar")) for split in ("train", "validation")}
     done = train_and_validate(shards["train"], shards["validation"], Path(config.run) / "pam", seconds)

@@ -131,6 +131,7 @@ def flip_example(example: Example) -> Example | None:
     return dataclasses.replace(
         example,
         key=example.key + "-flip",
+        picture=example.picture and example.picture + "-flip",
         read=lambda indices: [frame[:, ::-1] for frame in inner(indices)],
         text=text,
         history=history,

@@ -23,7 +23,8 @@ class PamConfig(Record):
     `sam` names SAM 2: `nano` (in the repository), a Hugging Face id such as `facebook/sam2.1-hiera-large`, or a file.
     `llm` holds the keys of `transformers.Qwen2Config`. `video_frames` is how many frames of a clip the language model
     sees (PAM: 16, the first at half resolution, the others at a quarter); `stream_frames` how many a clip of a stream
-    has (PAM: 32).
+    has (PAM: 32). `first_half` shows an image, and the first frame of a clip, at half resolution (PAM); off, at a
+    quarter like the other frames: a quarter of the visual tokens, for nano models.
     """
 
     sam: str = "facebook/sam2.1-hiera-large"
@@ -31,6 +32,7 @@ class PamConfig(Record):
     llm: dict[str, Any] = {}
     video_frames: int = 16
     stream_frames: int = 32
+    first_half: bool = True
     max_length: int = 12288
 
     @property

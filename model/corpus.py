@@ -36,8 +36,9 @@ class CorpusError(Exception):
 class Example:
     """One caption and how to see its target. Prompts are on the first listed frame, in its pixels.
 
-    `key` names target and frames (not the task), so that tasks of one region share SAM 2's features. `read(indices)`
-    gives RGB uint8 frames (H, W, 3) by their number among the `count` listed ones. `question` is a user turn given by
+    `key` names target and frames (not the task), so that tasks of one region share SAM 2's features; `picture` names
+    the first frame, so that regions of one picture share its encoding. `read(indices)` gives RGB uint8 frames
+    (H, W, 3) by their number among the `count` listed ones. `question` is a user turn given by
     the data itself (PAM-native files). For validation: `others` are further references, `truth` the target's mask on
     each listed frame of a clip (empty where the target is absent, None where unknown).
     """
@@ -58,6 +59,7 @@ class Example:
     question: str | None = None
     others: tuple[str, ...] = ()
     truth: tuple[Rle | None, ...] = ()
+    picture: str | None = None
 
 
 class Corpus(Protocol):
@@ -198,6 +200,7 @@ class ShardCorpus:
             history=caption.history,
             label=region.label or caption.label,
             truth=_truth(region, listed, sample) if row["video"] else (),
+            picture=f"{row['media']}-{listed[0][0]}",
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -35,8 +35,9 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Reading:
-    """How examples are read. `image_size` is SAM 2's; `variants` > 0 draws each target's prompt from as many fixed
-    ones, so that SAM 2's taps can be cached; 0 draws anew at every visit. `cache_images` off does that for clips only.
+    """How examples are read. `image_size` is SAM 2's; `variants` > 0 draws each target's prompt and mirroring from as
+    many fixed ones, so that SAM 2's taps can be cached; 0 draws anew at every visit. `cache_images` off does that for
+    clips only. Without `pixels` only what has to be said is read, and what SAM 2 would be asked.
     """
 
     image_size: int
@@ -44,6 +45,11 @@ class Reading:
     published_labels: bool = False
     variants: int = 0
     cache_images: bool = True
+    pixels: bool = True
+
+
+Held = dict[tuple[int, int], tuple[Sight, list[int], list[int]]]
+"""Examples read before, by row and variant; their taps are in the cache."""
 
 
 class StepData(Dataset[list[MicroBatch]]):
@@ -60,10 +66,11 @@ class StepData(Dataset[list[MicroBatch]]):
         rank: int = 0,
         ranks: int = 1,
         cache: FeatureCache | None = None,
+        held: Held | None = None,
     ) -> None:
         self.corpus, self.steps, self.tokenizer, self.reading = corpus, steps, tokenizer, reading
         self.micro = {False: micro_images, True: micro_clips}
-        self.rank, self.ranks, self.cache = rank, ranks, cache
+        self.rank, self.ranks, self.cache, self.held = rank, ranks, cache, held
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -80,17 +87,21 @@ class StepData(Dataset[list[MicroBatch]]):
 
         Raises CorpusError for data that cannot be used.
         """
+        augment, variants = self.reading.augment, self.reading.variants
+        variant = seed % variants if variants else 0
+        if self.held is not None and (row, variant) in self.held:
+            return self.held[row, variant]
         rng = np.random.default_rng(seed)
         example = self.corpus.load(row)
-        augment, variants = self.reading.augment, self.reading.variants
-        if rng.random() < augment.flip:
-            example = flip_example(example) or example
-        key = None
-        draws = rng
+        key, draws = None, rng
         if variants and (example.video or self.reading.cache_images):
-            variant = int(rng.integers(variants))
             key = f"{example.key}/{variant}"
-            draws = np.random.default_rng(list(key.encode()))
+            draws = _fixed(key)
+        # one coin a picture: its regions then share an encoding
+        coin = draws if key is None or example.picture is None else _fixed(f"{example.picture}/{variant}")
+        if coin.random() < augment.flip:
+            example = flip_example(example) or example
+            key = key and f"{example.key}/{variant}"
         try:
             prompt = draw_prompt(example, augment, draws)
             encoded = encode_example(
@@ -98,9 +109,13 @@ class StepData(Dataset[list[MicroBatch]]):
             )
         except ValueError as error:
             raise CorpusError(str(error)) from error
-        cached = key is not None and self.cache is not None and key in self.cache
-        frames = None if cached else squares(example.read(range(example.count)), self.reading.image_size)
-        return Sight(frames, example.size, prompt, key), encoded.ids, encoded.labels
+        needed = self.reading.pixels and not (key is not None and self.cache is not None and key in self.cache)
+        frames = squares(example.read(range(example.count)), self.reading.image_size) if needed else None
+        return Sight(frames, example.size, prompt, key, example.picture), encoded.ids, encoded.labels
+
+
+def _fixed(name: str) -> np.random.Generator:
+    return np.random.default_rng(list(name.encode()))
 
 
 def _gather(video: bool, examples: list[Any]) -> MicroBatch:

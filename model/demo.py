@@ -17,13 +17,19 @@ import yaml
 from model import checkpoint
 from model.corpus import ShardCorpus
 from model.evaluate import EvalConfig, Report, predict, score, write_answers, write_report
+from model.features import FeatureCache
 from model.generate import GenerationConfig
 from model.inference import PAM
+from model.practice import PracticeConfig, write_practice
 from model.train import TrainResult, train
 from model.train_config import TrainConfig
 from model.vision import FrozenSam, load_sam
+from schemas.caption import Task
 
-_TOKENS = 96
+_TOKENS = 40
+_TASKS: list[Task] = ["label", "brief"]
+_HELD_SEED = 1
+"""Seed of the held-out scenes; the training scenes have 0."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ def demo_config(output: Path, shards: Sequence[str], seconds: float) -> TrainCon
     """`configs/nano_demo.yaml` with these shards, output and time."""
     raw = yaml.safe_load((files("configs") / "nano_demo.yaml").read_text(encoding="utf-8"))
     raw |= {"output": output, "max_seconds": seconds}
-    raw["data"] |= {"shards": list(shards), "feature_cache": str(output.parent / "taps")}
+    raw["data"] |= {"shards": list(shards)}
     return TrainConfig.model_validate(raw)
 
 
@@ -48,33 +54,45 @@ def train_and_validate(
     train_shards: Sequence[str],
     validation_shards: Sequence[str],
     output: Path,
-    seconds: float = 100.0,
-    limit: int = 48,
+    seconds: float = 90.0,
+    scenes: int = 600,
+    held_scenes: int = 60,
+    limit: int = 160,
     threads: int = 2,
     sam: FrozenSam | None = None,
 ) -> DemoResult:
     """Trains the nano PAM for `seconds`, its control for as many steps, and validates both on held-out shards.
 
-    Writes `learned/`, `control/` (each with model and metrics), answers and reports below `output`. One process, CPU.
-    `limit` held-out captions of each task and language are asked.
+    A demonstration's shards are few: `scenes` drawn practice scenes are added to the training shards and `held_scenes`
+    others to the validation shards. Writes `practice/`, `learned/`, `control/` (each with model and metrics), answers
+    and reports below `output`. One process for the model, CPU. `limit` held-out captions of each task are asked.
     """
     torch.set_num_threads(threads)
-    eye = sam or load_sam("nano")
-    config = demo_config(output / "learned", train_shards, seconds)
-    training = train(config, eye)
+    train_paths = [*train_shards, *_practice(output / "practice" / "train", scenes, 0, threads)]
+    held_paths = [*validation_shards, *_practice(output / "practice" / "held", held_scenes, _HELD_SEED, threads)]
+    eye, cache = sam or load_sam("nano"), FeatureCache()
+    config = demo_config(output / "learned", train_paths, seconds)
+    training = train(config, eye, cache)
     shuffled = config.data.model_copy(update={"shuffle_captions": True})
     control = config.model_copy(
         update={"output": output / "control", "data": shuffled, "max_seconds": None, "max_steps": training.steps}
     )
-    control_training = train(control, eye)
-    held = ShardCorpus(validation_shards, clip_frames=config.data.clip_frames)
+    control_training = train(control, eye, cache)
+    held = ShardCorpus(held_paths, clip_frames=config.data.clip_frames)
+    asked = EvalConfig(tasks=_TASKS, limit=limit, batch=40)
     reports = []
     for name, result in (("learned", training), ("shuffled captions", control_training)):
         pam, tokenizer = checkpoint.load(result.checkpoint)
-        answering = PAM(pam, eye, tokenizer, GenerationConfig(max_new_tokens=_TOKENS))
-        answers = predict(answering, held, EvalConfig(limit=limit, batch=24))
-        report = score(answers, name)
+        answers = predict(PAM(pam, eye, tokenizer, GenerationConfig(max_new_tokens=_TOKENS)), held, asked)
+        report = score(answers, name, similarity=False)
         write_answers(result.checkpoint.parent / "answers.jsonl", answers)
         write_report(result.checkpoint.parent, report)
         reports.append(report)
     return DemoResult(reports[0], reports[1], training, control_training)
+
+
+def _practice(folder: Path, scenes: int, seed: int, processes: int) -> list[str]:
+    if not scenes:
+        return []
+    drawn = PracticeConfig(images=scenes, seed=seed, per_shard=-(-scenes // processes))
+    return [str(path) for path in write_practice(folder, drawn, processes)]

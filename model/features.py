@@ -30,13 +30,15 @@ class Shown:
 class Sight:
     """What SAM 2 needs of an example: frames as squares (n, S, S, 3) uint8, their original size, the prompt.
 
-    `cache_key` names target, frames and prompt; None when the prompt is drawn anew each time.
+    `cache_key` names target, frames and prompt; None when the prompt is drawn anew each time. `picture` names the first
+    frame; of images with one name only the first is encoded.
     """
 
     frames: np.ndarray | None
     size: tuple[int, int]
     prompt: Prompt
     cache_key: str | None
+    picture: str | None = None
 
 
 class FeatureCache:
@@ -134,8 +136,11 @@ def _renumbered(seen: Seen | None, numbers: Sequence[int]) -> Seen | None:
 def _images(sam: FrozenSam, sights: Sequence[Sight], seen: Seen | None = None) -> list[Shown]:
     if not sights:
         return []
-    features = _encode(sam, np.concatenate([_pixels(s) for s in sights]))
-    taps = sam.prompt(features, range(len(sights)), [s.prompt for s in sights], [s.size for s in sights])
+    names = [s.picture or str(at) for at, s in enumerate(sights)]
+    first = {name: at for at, name in reversed(list(enumerate(names)))}
+    order = {name: at for at, name in enumerate(first)}
+    features = _encode(sam, np.concatenate([_pixels(sights[at]) for at in first.values()]))
+    taps = sam.prompt(features, [order[name] for name in names], [s.prompt for s in sights], [s.size for s in sights])
     if seen is not None:
         seen(range(len(sights)), 0, taps)
     return [Shown(taps.embed[at : at + 1], taps.tokens[at : at + 1]) for at in range(len(sights))]

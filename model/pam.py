@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -64,11 +65,11 @@ class Pam(nn.Module):
     def visual_rows(self, embed: Tensor, tokens: Tensor, video: bool) -> Tensor:
         """Taps (B, F, ...) -> (B, R, H): 1042 rows for an image and 5168 for 16 frames at PAM's full size.
 
-        An image and the first frame of a clip at half resolution, the other frames at a quarter.
+        An image and the first frame of a clip at half resolution (see `first_half`), the other frames at a quarter.
         """
         dtype = self.projector.image_newline.dtype
         embed, tokens = embed.to(dtype), tokens.to(dtype)
-        first = self.projector(*self.perceiver(embed[:, 0], tokens[:, 0], half=True), video=video)
+        first = self.projector(*self.perceiver(embed[:, 0], tokens[:, 0], half=self.config.first_half), video=video)
         if not video:
             return first
         batch, frames = embed.shape[:2]
@@ -82,20 +83,12 @@ class Pam(nn.Module):
         Raises ValueError when an example has not exactly one placeholder.
         """
         visual = self.visual_rows(batch.embed, batch.tokens, batch.video)
-        labels = batch.labels or [[IGNORE] * len(ids) for ids in batch.ids]
-        rows, targets = [], []
-        for at, (ids, wanted) in enumerate(zip(batch.ids, labels, strict=True)):
-            if sum(i == IMAGE_PLACEHOLDER for i in ids) != 1:
-                raise ValueError(f"example {at} of the batch needs exactly one <image>")
-            spot = list(ids).index(IMAGE_PLACEHOLDER)
-            text = torch.tensor([*ids[:spot], *ids[spot + 1 :]], device=visual.device)
-            embedded = self.llm.get_input_embeddings()(text)
-            filler = [IGNORE] * visual.shape[1]
-            row = torch.cat([embedded[:spot], visual[at].to(embedded.dtype), embedded[spot:]])
-            target = torch.tensor([*wanted[:spot], *filler, *wanted[spot + 1 :]], device=visual.device)
-            rows.append(row[: self.config.max_length])
-            targets.append(target[: self.config.max_length])
-        return _pad(rows, targets, left_pad)
+        laid = _lay_out(batch, visual.shape[1], self.config.max_length, left_pad)
+        ids, source, mask, labels = (torch.from_numpy(part).to(visual.device) for part in laid)
+        embedded = self.llm.get_input_embeddings()(ids)
+        shown = visual.to(embedded.dtype).gather(1, source.clamp(min=0)[..., None].expand_as(embedded))
+        rows = torch.where((source >= 0)[..., None], shown, embedded) * mask[..., None].to(embedded.dtype)
+        return Sequences(rows, mask, labels)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The summed cross entropy over the labelled tokens, and their number (both scalars)."""
@@ -109,16 +102,28 @@ class Pam(nn.Module):
         return F.cross_entropy(logits, targets[wanted], reduction="sum"), wanted.sum()
 
 
-def _pad(rows: list[Tensor], targets: list[Tensor], left: bool) -> Sequences:
-    longest = max(len(r) for r in rows)
-    masks = []
-    for at, row in enumerate(rows):
-        gap = longest - len(row)
-        side = (gap, 0) if left else (0, gap)
-        masks.append(F.pad(torch.ones(len(row), dtype=torch.long, device=row.device), side))
-        rows[at] = F.pad(row, (0, 0, *side))
-        targets[at] = F.pad(targets[at], side, value=IGNORE)
-    return Sequences(torch.stack(rows), torch.stack(masks), torch.stack(targets))
+def _lay_out(batch: Batch, visual: int, most: int, left_pad: bool) -> tuple[np.ndarray, ...]:
+    """Where everything goes, int64 (B, L): text ids, visual row (-1 where there is text), mask, labels."""
+    lengths = [min(len(ids) - 1 + visual, most) for ids in batch.ids]
+    shape = len(lengths), max(lengths)
+    text, mask = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    source, labels = np.full(shape, -1, np.int64), np.full(shape, IGNORE, np.int64)
+    for at, (given, length) in enumerate(zip(batch.ids, lengths, strict=True)):
+        ids = np.asarray(given, np.int64)
+        spots = np.flatnonzero(ids == IMAGE_PLACEHOLDER)
+        if len(spots) != 1:
+            raise ValueError(f"example {at} of the batch needs exactly one <image>")
+        spot, here = int(spots[0]), slice(shape[1] - length, None) if left_pad else slice(0, length)
+
+        def spread(values: np.ndarray, filling: np.ndarray, spot: int = spot) -> np.ndarray:
+            return np.concatenate([values[:spot], filling, values[spot + 1 :]])[:most]
+
+        text[at, here] = spread(ids, np.zeros(visual, np.int64))
+        source[at, here] = spread(np.full(len(ids), -1), np.arange(visual))
+        mask[at, here] = 1
+        if batch.labels is not None:
+            labels[at, here] = spread(np.asarray(batch.labels[at], np.int64), np.full(visual, IGNORE))
+    return text, source, mask, labels
 
 
 def build_llm(config: PamConfig, dtype: torch.dtype = torch.float32) -> Any:

@@ -68,12 +68,18 @@ def plan_epoch(
     return [steps[at] for at in rng.permutation(len(steps))]
 
 
-def _draw(index: pl.DataFrame, mixture: MixtureConfig, rng: np.random.Generator) -> np.ndarray:
-    """Row numbers, shuffled, each as often as its weight says."""
+def weights(index: pl.DataFrame, mixture: MixtureConfig) -> np.ndarray:
+    """The weight of every row: how often it is shown in an epoch, on average."""
     weight = np.ones(len(index))
     for column, table in (("task", mixture.tasks), ("language", mixture.languages), ("source", mixture.sources)):
         if table:
             weight *= index[column].replace_strict(table, default=1.0, return_dtype=pl.Float64).to_numpy()
+    return weight
+
+
+def _draw(index: pl.DataFrame, mixture: MixtureConfig, rng: np.random.Generator) -> np.ndarray:
+    """Row numbers, shuffled, each as often as its weight says."""
+    weight = weights(index, mixture)
     times = np.floor(weight).astype(int)
     times += rng.random(len(index)) < weight - times
     return rng.permutation(np.repeat(np.arange(len(index)), times))

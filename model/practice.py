@@ -10,6 +10,7 @@ import io
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def write_practice(folder: Path, config: PracticeConfig, processes: int = 1) -> 
     tasks = [(folder / f"practice-{at:04d}.tar", config, part) for at, part in enumerate(parts)]
     if processes == 1:
         return [_write(*task) for task in tasks]
-    with ProcessPoolExecutor(processes) as pool:
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         return list(pool.map(_write, *zip(*tasks, strict=True)))
 
 

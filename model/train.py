@@ -16,11 +16,12 @@ from typing import Any
 import torch
 
 from model import checkpoint
-from model.data import MicroBatch, Reading, StepData, batches
+from model.data import Held, MicroBatch, Reading, StepData, batches
 from model.features import FeatureCache, look
 from model.optim import NanGuard, build_optimizer, rate, unfreeze
 from model.pam import Batch, Pam
-from model.plan import Step, plan_epoch
+from model.plan import Step, plan_epoch, weights
+from model.prepare import prepare
 from model.progress import Checkpoints, Journal, Progress, log
 from model.samples import sample_captions
 from model.setup import build_model, open_corpus
@@ -43,8 +44,10 @@ class TrainResult:
     metrics: Path
 
 
-def train(config: TrainConfig, sam: FrozenSam | None = None) -> TrainResult:
+def train(config: TrainConfig, sam: FrozenSam | None = None, cache: FeatureCache | None = None) -> TrainResult:
     """Runs one stage. `sam` replaces the SAM 2 that the model names (it must have its width).
+
+    `cache` holds taps of earlier runs with the same SAM 2, and is added to; it takes the place of `feature_cache`.
 
     With `ray_workers` > 1 the workers are Ray Train's; under torchrun they are torchrun's.
     """
@@ -53,13 +56,15 @@ def train(config: TrainConfig, sam: FrozenSam | None = None) -> TrainResult:
 
         return train_with_ray(config)
     with join_world(config.device) as world:
-        return Trainer(config, world, sam).run()
+        return Trainer(config, world, sam, cache).run()
 
 
 class Trainer:
     """One worker's part of a run; the loop is `run`."""
 
-    def __init__(self, config: TrainConfig, world: World, sam: FrozenSam | None = None) -> None:
+    def __init__(
+        self, config: TrainConfig, world: World, sam: FrozenSam | None = None, cache: FeatureCache | None = None
+    ) -> None:
         torch.manual_seed(config.seed)
         torch.set_float32_matmul_precision("high" if world.device.type == "cuda" else "highest")
         self.config, self.world = config, world
@@ -76,12 +81,16 @@ class Trainer:
         self.guard = NanGuard(config.bad_steps)
         self.progress = self._resume()
         cached = config.data.feature_cache
-        folder = None if cached in (None, "memory") else Path(str(cached))
-        self.cache = FeatureCache(folder) if cached else None
+        folder = None if cached in (None, "memory", "device") else Path(str(cached))
+        place = world.device if cached == "device" else "cpu"
+        self.cache = cache or (FeatureCache(folder, place) if cached else None)
+        self.held: Held | None = None
 
     def run(self) -> TrainResult:
         """Steps until the end, then writes the trained model."""
         journal = Journal(self.config.output, self.progress.step, self.config.tensorboard) if self.world.leads else None
+        if self.config.data.hold:
+            self.prepare()
         per_epoch = len(self._plan(0))
         total = min(self.config.epochs * per_epoch, self.config.max_steps or self.config.epochs * per_epoch)
         first = last = float("nan")
@@ -96,12 +105,21 @@ class Trainer:
                 break
         return self._finish(first, last)
 
+    def prepare(self) -> None:
+        """Reads every example that the mixture can draw, so that the steps need no file."""
+        index, data = self.corpus.index, self.data([])
+        rows = [row for row, weight in enumerate(weights(index, self.config.mixture)) if weight > 0]
+        frames, workers = self.wrapped.pam.config.video_frames, self.config.data.loader_workers
+        self.held = prepare(data, self.sam, frames, rows, workers)
+
     def _steps(self, per_epoch: int, total: int) -> Iterator[tuple[int, list[MicroBatch]]]:
         number = self.progress.step
         while number < total:
             epoch, start = divmod(number, per_epoch)
             data = self.data(self._plan(epoch))
-            for micro in batches(data, start, self.config.data.loader_workers):
+            # what is held is here already: no process has to read ahead
+            workers = 0 if self.held is not None else self.config.data.loader_workers
+            for micro in batches(data, start, workers):
                 yield number, micro
                 number += 1
                 if number >= total:
@@ -119,7 +137,7 @@ class Trainer:
         )
         micro = config.micro_images, config.micro_clips
         rank, ranks = self.world.rank, self.world.ranks
-        return StepData(self.corpus, steps, self.tokenizer, reading, *micro, rank, ranks, self.cache)
+        return StepData(self.corpus, steps, self.tokenizer, reading, *micro, rank, ranks, self.cache, self.held)
 
     def _plan(self, epoch: int) -> list[Step]:
         config = self.config

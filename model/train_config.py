@@ -45,9 +45,10 @@ class StartConfig(Record):
 class DataConfig(Record):
     """What is read: shards (a split of a pack, a glob, a tar; any fsspec URL) and PAM-native annotation files.
 
-    `feature_cache` keeps SAM 2's taps: `memory`, or a folder; it needs `prompt_variants` > 0, the number of fixed
-    prompts drawn for each target (0 draws anew at every visit); `cache_images: false` does both for clips only, which
-    cost the most to track. `loader_workers` decode in processes of their own.
+    `feature_cache` keeps SAM 2's taps: in `memory`, on the `device`, or in a folder; it needs `prompt_variants` > 0,
+    the number of fixed prompts drawn for each target (0 draws anew at every visit); `cache_images: false` does both for
+    clips only, which cost the most to track. `hold` reads all examples and fills the cache before the first step, for
+    models that learn faster than files are read. `loader_workers` decode in processes of their own.
     """
 
     shards: list[str] = []
@@ -60,6 +61,7 @@ class DataConfig(Record):
     prompt_variants: int = Field(default=0, ge=0)
     feature_cache: str | None = None
     cache_images: bool = True
+    hold: bool = False
     loader_workers: int = Field(default=0, ge=0)
     shuffle_captions: bool = False
 
@@ -71,6 +73,8 @@ class DataConfig(Record):
             raise ValueError(
                 "data: a feature_cache needs prompt_variants of 1 or more, or nothing would be found again"
             )
+        if self.hold and not (self.feature_cache and self.cache_images):
+            raise ValueError("data: hold needs a feature_cache that keeps images too (cache_images: true)")
         return self
 
 
