@@ -88,7 +88,8 @@ def _decisions(frame: pl.DataFrame, hits: Hits, policy: Policy) -> pl.DataFrame:
 
 def _fate(mask: int, policy: Policy) -> tuple[str, str | None, list[str]]:
     """Status, reason and all reasons of captions against which the checks of a bit mask speak."""
-    dropped, flagged = [], []
+    dropped: list[str] = []
+    flagged: list[str] = []
     while mask:
         check = policy.checks[(mask & -mask).bit_length() - 1]
         (dropped if check.action == "drop" else flagged).append(check.reason)

@@ -11,6 +11,7 @@ within 0.008 of the image's diagonal. Two empty masks agree perfectly (1.0) in e
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -260,7 +261,7 @@ def compressed(counts: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[st
             break
     text = groups[used].tobytes().decode("ascii")
     ends = np.concatenate([[0], np.cumsum(used.sum(1))])[np.concatenate([[0], np.cumsum(lengths)])].tolist()
-    return [text[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+    return [text[start:end] for start, end in pairwise(ends)]
 
 
 def _compressed(counts: NDArray[np.int64]) -> str:

@@ -31,8 +31,9 @@ def report_data(
     """Gathers the report of a run.
 
     `tables` are current rows by table name (see `counts.Tables`); `funnel` the runner's counts a stage, where known;
-    the limits of `policy` are drawn into the histograms of scores; `costs` replaces what the captions say of tokens and money (the ledger knows better). `max_regions` regions, kept
-    and rejected ones, are shown with pictures; those whose media cannot be read are shown without.
+    the limits of `policy` are drawn into the histograms of scores; `costs` replaces
+    what the captions say of tokens and money (the ledger knows better). `max_regions` regions, kept and rejected ones,
+    are shown with pictures; those whose media cannot be read are shown without.
     """
     shown: list[RegionCard] = region_cards(tables, max_regions, seed, storage_options)
     return ReportData(
