@@ -139,7 +139,9 @@ class SiblingColours(Rule):
             )
         )
         if not len(pairs):
-            return units.select(colour_conflict_share=pl.lit(None, pl.Float64))
+            return pl.DataFrame(
+                {"colour_conflict_share": [None] * len(units)}, schema={"colour_conflict_share": pl.Float64}
+            )
         told = pairs.with_columns(_padded=mentions.padded(pl.col("text"), language))
         theirs = pairs.select("row", theirs=target_colours(told, language)).join(own, on="row", maintain_order="left")
         spoke = theirs.filter((pl.col("theirs") > 0) & (pl.col("_colours") > 0))

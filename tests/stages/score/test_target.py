@@ -99,6 +99,11 @@ def test_siblings_in_another_language_and_the_text_itself_do_not_count(score: Sc
     assert one(score, "A red dog runs.", siblings=siblings)["colour_conflict_share"] is None
 
 
+def test_a_batch_without_siblings_keeps_all_its_rows(score: Score) -> None:
+    rows = score(TargetStage(), [unit("A red dog runs.", siblings=[]) for _ in range(3)])
+    assert rows["colour_conflict_share"].to_list() == [None, None, None]
+
+
 @pytest.mark.parametrize(
     ("text", "language", "excess"),
     [
