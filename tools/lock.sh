@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 compile=(.venv/bin/uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header pyproject.toml)
 everything=$(mktemp); trap 'rm -f "$everything"' EXIT
 "${compile[@]}" --all-extras -o "$everything"
-"${compile[@]}" --extra sam2 --extra train --extra s3 --extra shots --extra dev -c "$everything" -o requirements.lock
+"${compile[@]}" --extra sam2 --extra train --extra s3 --extra shots --extra a2d --extra dev -c "$everything" -o requirements.lock
 .venv/bin/python - <<'PY'
 # uv repeats the supported environments behind every line; pip and uv need only what differs between them.
 import pathlib, re
