@@ -295,8 +295,8 @@ def _money(price: Price, tokens_in: Range, tokens_out: Range, batch: bool) -> Ra
 
 
 _RATES = {
-    # Measured on one H200 in bf16 and on two CPU cores; a range of a factor two to each side.
-    "sam2": (17.6, 36.0, "SAM 2.1-large on one H200: 17.6 images/s, 36 video frames/s with one object"),
+    # Measured on one H200 (benchmarks/results/sam2_*.txt) and on two CPU cores; a range of a factor two to each side.
+    "sam2": (113.0, 50.0, "SAM 2.1-large on one H200: 113 images/s, 50 video frames/s with four objects"),
     "grabcut": (4.0, 2.0, "GrabCut on one CPU core: about 4 images/s, 2 video frames/s"),
 }
 

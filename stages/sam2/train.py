@@ -2,7 +2,7 @@
 
 One loop, read from top to bottom. The loss of a mask is dice + 2 binary cross-entropy on the logits at full size; the
 three alternatives share the loss of the best of them; predicted IoUs and the object score learn from what came out.
-Beside the masks the decoder learns what its targets are (`stages.sam2.attributes`).
+Beside the masks the decoder may learn what its targets are (`stages.sam2.attributes`).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class SamNanoConfig(Record):
     `start` are weights to go on from (with their record beside them), else it begins from random ones.
     `minutes` bounds the training proper: the learning rate ends its cosine at `steps` or there, whichever comes first.
     `clip_share` of the steps after the first `stills_first` are on clips. `attributes` weighs the loss of what the
-    targets are against that of their masks.
+    targets are (`stages.sam2.attributes`) against that of their masks; by default only masks are learnt.
     """
 
     out: str = "nano.safetensors"
@@ -68,7 +68,7 @@ class SamNanoConfig(Record):
     clip_share: float = Field(default=0.5, ge=0, le=1)
     lr: float = Field(default=1e-3, gt=0)
     warmup: int = Field(default=200, ge=1)
-    attributes: float = Field(default=0.3, ge=0)
+    attributes: float = Field(default=0.0, ge=0)
     held_out_scenes: int = Field(default=512, ge=1)
     held_out_clips: int = Field(default=48, ge=1)
     workers: int = Field(default=0, ge=0)
@@ -130,7 +130,8 @@ def _fit(model: Predictor, scenes: Drawn, clips: Drawn, config: SamNanoConfig, g
         batch, learn = _pick(drawn, size, generator), _clip_step if on_clips else _scene_step
         with torch.autocast(scenes.pixels.device.type, torch.bfloat16, enabled=scenes.pixels.is_cuda):
             loss, iou, told, right = learn(model, reading, batch, generator)
-        loss = loss + config.attributes * told
+        if config.attributes:
+            loss = loss + config.attributes * told
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
