@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Iterable, Iterator
 from concurrent.futures import as_completed
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, TypeVar, cast
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import polars as pl
 import pyarrow as pa
@@ -166,11 +166,9 @@ class AsyncStage(Stage):
 async def all_or_error(jobs: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """The results of all jobs in their order. Where one raises, the others are waited for before its error is raised:
     a reply that is on its way is paid for and has to reach its ledger."""
-    done = await asyncio.gather(*jobs, return_exceptions=True)
-    for result in done:
-        if isinstance(result, BaseException):
-            raise result
-    return cast(list[T], done)
+    tasks = [asyncio.ensure_future(job) for job in jobs]
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return [task.result() for task in tasks]
 
 
 def fingerprint(stage: Stage) -> bytes:
