@@ -57,19 +57,19 @@ class _WorkerBody:
     def __init__(self) -> None:
         self._work: Work | None = None
         self._number = 0
-        self._loaded = threading.Condition()
-
-    def load(self, number: int, work: Work) -> None:
-        """Takes up the work of a runner, closing what it had open."""
-        self.close()
-        with self._loaded:
-            self._work, self._number = work, number
-            self._loaded.notify_all()
+        self._loading = threading.Lock()
 
     @ray.method(num_returns="streaming")
-    def run(self, number: int, node: str, units: pa.Table) -> Iterator[Piece]:
-        with self._loaded:  # calls of a worker with several slots may overtake each other
-            self._loaded.wait_for(lambda: self._number == number)
+    def run(self, number: int, work: list[Any], node: str, units: pa.Table) -> Iterator[Piece]:
+        """Runs a batch of runner `number`, whose work is fetched through the reference in `work` with its first batch.
+
+        Every call carries the reference: were the work handed over by a call of its own, that call could be overtaken
+        by as many batches as the worker has slots, which would wait for it for ever.
+        """
+        with self._loading:
+            if self._number != number:
+                self.close()
+                self._work, self._number = ray.get(work[0]), number
         assert self._work is not None
         yield from self._work.pieces(node, units)
 
@@ -161,12 +161,10 @@ class Cluster:
         self._runners += 1
         return self._runners
 
-    def take(self, spec: PoolSpec, number: int, work: Work) -> Any:
-        """A worker of this kind that takes up this work under its number: a spare one, or a new one."""
+    def take(self, spec: PoolSpec) -> Any:
+        """A worker of this kind: a spare one, or a new one."""
         spare = self._spare.get(spec, [])
-        worker = spare.pop() if spare else self._start(spec)
-        worker.load.remote(number, work)
-        return worker
+        return spare.pop() if spare else self._start(spec)
 
     def give_back(self, spec: PoolSpec, worker: Any) -> None:
         """Keeps an idle CPU worker for the next phase; lets go of one that holds a GPU."""
@@ -220,6 +218,7 @@ class Runner:
         self._work, self._config, self._commit, self._read, self._tick = work, config, commit, read, tick
         self._cluster = cluster
         self._number = cluster.next_number()
+        self._sent: list[Any] = []
         self._nodes = {node.name: node for node in nodes}
         self._pools: dict[str, Pool] = {}
         self._flying: dict[Any, _Flight] = {}
@@ -237,6 +236,7 @@ class Runner:
             return self.counts
         with self._signals():
             self._cluster.connect()
+            self._sent = [ray.put(self._work)]
             there = self._cluster.capacity()
             self._pools = {spec.name: Pool(spec) for spec in self._config.pools(list(self._nodes.values()), there)}
             self._check_fit(there)
@@ -312,9 +312,9 @@ class Runner:
                     pool.queue.appendleft(batch)
                     break
                 if number not in pool.workers:
-                    pool.workers[number] = self._cluster.take(pool.spec, self._number, self._work)
+                    pool.workers[number] = self._cluster.take(pool.spec)
                 pool.load[number] += 1
-                stream = pool.workers[number].run.remote(self._number, batch.node, batch.units)
+                stream = pool.workers[number].run.remote(self._number, self._sent, batch.node, batch.units)
                 self._flying[stream] = _Flight(batch, number)
 
     def _advance(self, stream: Any) -> None:
