@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE ?= 1
 .PHONY: help install demo test test-fast test-slow test-vllm check format lock clean
 
 help:
-	@echo "make demo       install into .venv and build a corpus of drawn shapes end to end, with a report"
+	@echo "make demo       install into .venv and build a corpus of drawn shapes end to end, with a report and a nano PAM"
 	@echo "make test       linters, types, import contracts and the test suite"
 	@echo "make test-slow  the tests that kill processes or take longer"
 	@echo "make test-vllm  the tests with a real vLLM on the CPU; makes .venv-vllm (7 GB) for them"

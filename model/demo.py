@@ -55,9 +55,9 @@ def train_and_validate(
     validation_shards: Sequence[str],
     output: Path,
     seconds: float = 90.0,
-    scenes: int = 600,
+    scenes: int = 480,
     held_scenes: int = 60,
-    limit: int = 160,
+    limit: int = 120,
     threads: int = 2,
     sam: FrozenSam | None = None,
 ) -> DemoResult:
@@ -70,8 +70,9 @@ def train_and_validate(
     torch.set_num_threads(threads)
     train_paths = [*train_shards, *_practice(output / "practice" / "train", scenes, 0, threads)]
     held_paths = [*validation_shards, *_practice(output / "practice" / "held", held_scenes, _HELD_SEED, threads)]
-    eye, cache = sam or load_sam("nano"), FeatureCache()
     config = demo_config(output / "learned", train_paths, seconds)
+    assert config.start.fresh is not None, "nano_demo.yaml begins with a fresh model"
+    eye, cache = sam or load_sam(config.start.fresh.sam), FeatureCache()
     training = train(config, eye, cache)
     shuffled = config.data.model_copy(update={"shuffle_captions": True})
     control = config.model_copy(
