@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import os
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -55,23 +56,34 @@ def teacher_server(teacher_module: Any) -> Iterator[Callable[..., Any]]:
 
 @pytest.fixture(scope="session")
 def s3_options() -> Iterator[dict[str, Any]]:
-    """fsspec's storage options for the session's S3 server (moto's), which has a bucket `perceive`."""
+    """fsspec's storage options for the session's S3 server (moto's), which has a bucket `perceive`.
+
+    Requests are answered one at a time: moto checks `If-None-Match` and stores in two steps, S3 in one.
+    """
     import fsspec
-    from moto.server import ThreadedMotoServer
+    from moto.server import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+    from werkzeug.serving import make_server
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
+    answer, turn = DomainDispatcherApplication(create_backend_app), threading.Lock()
+
+    def one_at_a_time(environ: dict[str, Any], start_response: Any) -> Any:
+        with turn:
+            return answer(environ, start_response)
+
+    server = make_server("127.0.0.1", 0, one_at_a_time, True, request_handler=MotoRequestHandler)
+    serving = threading.Thread(target=server.serve_forever, daemon=True)
+    serving.start()
     options = {
         "key": "test",
         "secret": "test",
-        "endpoint_url": f"http://{host}:{port}",
+        "endpoint_url": f"http://127.0.0.1:{server.server_port}",
         "client_kwargs": {"region_name": "eu-west-1"},
     }
     fsspec.filesystem("s3", **options).mkdir("perceive")
     yield options
-    server.stop()
+    server.shutdown()
+    serving.join()
 
 
 @pytest.fixture
