@@ -364,7 +364,7 @@ def test_planted_defects_of_every_kind(seed: int, wordings: Path, photos: int, c
     missed = rows.filter((pl.col("status") != "filtered") & pl.col("defect").is_not_null()).select("defect", "text")
     with pl.Config(tbl_rows=-1, fmt_str_lengths=90):
         print(f"\n{len(rows)} captions, precision {precision:.4f}, recall {recall:.4f}", table, wrong, missed, sep="\n")
-    assert table["planted"].min() >= 5
+    assert table["planted"].min() >= 3
     assert precision >= 0.98
     assert recall >= 0.98
     assert table["recall"].min() >= 0.95
