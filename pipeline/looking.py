@@ -15,7 +15,6 @@ from stages.base import fingerprint
 from stages.decide import Evaluation, evaluate
 from stages.pack import build_pack
 from stages.pack.records import Packed
-from stages.yields import yield_table
 
 
 def open_corpus(config: EngineConfig) -> Corpus:
@@ -45,11 +44,6 @@ def tables_of(now: Corpus) -> dict[str, pl.DataFrame]:
 def evaluation_of(now: Corpus) -> Evaluation:
     """The policy's word on every caption, check by check."""
     return evaluate(now.scored, now.policy, verdicts_of(now))
-
-
-def yield_of(config: EngineConfig, by: tuple[str, ...] = ()) -> pl.DataFrame:
-    """The yield of each check, by source, task or language where asked."""
-    return yield_table(evaluation_of(open_corpus(config)), by)
 
 
 def sampling_indexes(now: Corpus) -> dict[str, pl.DataFrame]:

@@ -14,10 +14,7 @@ from stages.review import human_captions, verdict_rows
 def take_verdicts(session: Session, judged: pl.DataFrame) -> None:
     """Commits corrections as further attempts at their captions, then the verdicts on the texts as they are now."""
     for step in session.corpus().distill.values():
-        rows = human_captions(step.rows, judged)
-        if len(rows):
-            session.writer.commit_table(step.stage.table, step.fingerprint, rows, "caption_key")
-            session.tally_rows("review", rows)
+        session.commit_attempts("review", step, human_captions(step.rows, judged))
     said = verdict_rows(session.corpus().captions, judged)
     if len(said):
         session.writer.commit_table(VERDICTS, VERDICTS_PRINT, said, "caption_key", _units(said))

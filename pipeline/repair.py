@@ -30,10 +30,7 @@ def rescue(session: Session, max_attempts: int = 3) -> pl.DataFrame:
 
 def _strip(session: Session, plan: pl.DataFrame) -> None:
     for step in session.corpus().distill.values():
-        rows = strip_openers(step.rows, plan)
-        if len(rows):
-            session.writer.commit_table(step.stage.table, step.fingerprint, rows, "caption_key")
-            session.tally_rows("rescue", rows)
+        session.commit_attempts("rescue", step, strip_openers(step.rows, plan))
 
 
 def _ask(session: Session, plan: pl.DataFrame) -> None:

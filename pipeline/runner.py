@@ -56,20 +56,20 @@ class _WorkerBody:
 
     def __init__(self) -> None:
         self._work: Work | None = None
-        self._number = 0
+        self._source: list[Any] = []
         self._loading = threading.Lock()
 
     @ray.method(num_returns="streaming")
-    def run(self, number: int, work: list[Any], node: str, units: pa.Table) -> Iterator[Piece]:
-        """Runs a batch of runner `number`, whose work is fetched through the reference in `work` with its first batch.
+    def run(self, source: list[Any], node: str, units: pa.Table) -> Iterator[Piece]:
+        """Runs a batch of the runner whose work `source` refers to; it is fetched with that runner's first batch.
 
         Every call carries the reference: were the work handed over by a call of its own, that call could be overtaken
         by as many batches as the worker has slots, which would wait for it for ever.
         """
         with self._loading:
-            if self._number != number:
+            if self._source != source:
                 self.close()
-                self._work, self._number = ray.get(work[0]), number
+                self._work, self._source = ray.get(source[0]), source
         assert self._work is not None
         yield from self._work.pieces(node, units)
 
@@ -106,7 +106,6 @@ class Cluster:
         self._config = config
         self._spare: dict[PoolSpec, list[Any]] = {}
         self._mine = False
-        self._runners = 0
         self._funds: Funds | None = None
 
     def connect(self) -> None:
@@ -155,11 +154,6 @@ class Cluster:
         if self._funds is None:
             self._funds = _SharedFunds(usd)
         return self._funds
-
-    def next_number(self) -> int:
-        """A number for a runner's work, so that workers tell it from the one before."""
-        self._runners += 1
-        return self._runners
 
     def take(self, spec: PoolSpec) -> Any:
         """A worker of this kind: a spare one, or a new one."""
@@ -217,8 +211,7 @@ class Runner:
     ) -> None:
         self._work, self._config, self._commit, self._read, self._tick = work, config, commit, read, tick
         self._cluster = cluster
-        self._number = cluster.next_number()
-        self._sent: list[Any] = []
+        self._source: list[Any] = []
         self._nodes = {node.name: node for node in nodes}
         self._pools: dict[str, Pool] = {}
         self._flying: dict[Any, _Flight] = {}
@@ -236,7 +229,7 @@ class Runner:
             return self.counts
         with self._signals():
             self._cluster.connect()
-            self._sent = [ray.put(self._work)]
+            self._source = [ray.put(self._work)]
             there = self._cluster.capacity()
             self._pools = {spec.name: Pool(spec) for spec in self._config.pools(list(self._nodes.values()), there)}
             self._check_fit(there)
@@ -314,7 +307,7 @@ class Runner:
                 if number not in pool.workers:
                     pool.workers[number] = self._cluster.take(pool.spec)
                 pool.load[number] += 1
-                stream = pool.workers[number].run.remote(self._number, self._sent, batch.node, batch.units)
+                stream = pool.workers[number].run.remote(self._source, batch.node, batch.units)
                 self._flying[stream] = _Flight(batch, number)
 
     def _advance(self, stream: Any) -> None:

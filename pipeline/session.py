@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.config import EngineConfig
-from pipeline.engine import Corpus, Counts, Stages, build_stages, fingerprints_of
+from pipeline.engine import Corpus, Counts, Stages, Step, build_stages, fingerprints_of
 from pipeline.forgotten import taken_down
 from pipeline.schedule import cut
 from pipeline.settings import ConfigError
@@ -187,6 +187,12 @@ class Session:
         """Counts the rows of a table that the driver has made."""
         pairs = pc.value_counts(rows["reason"]).to_pylist()
         self.tally(name, len(rows), {pair["values"]: pair["counts"] for pair in pairs if pair["values"] is not None})
+
+    def commit_attempts(self, name: str, step: Step, rows: pa.Table) -> None:
+        """Commits further attempts at rows of a step, made here and not by its stage, and counts them under `name`."""
+        if len(rows):
+            self.writer.commit_table(step.stage.table, step.fingerprint, rows, step.stage.row.key_field)
+            self.tally_rows(name, rows)
 
     def _commit(self, node: Node, piece: Piece) -> None:
         self.writer.commit(node.table, node.fingerprint, piece.keys, piece.part)

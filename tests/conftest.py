@@ -12,12 +12,39 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def killing_tools() -> dict[str, str]:
+    """The environment of scripts that use what lies in `tests/killing`."""
+    paths = [str(REPOSITORY / "tests" / "killing"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+class HeldVideo:
+    """Frames (n, h, w, 3) in memory behind what the tracker asks of a video."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self.pixels = pixels
+        self.height, self.width = pixels.shape[1:3]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def frames(self, indices: list[int]) -> np.ndarray:
+        return self.pixels[indices]
+
+
+@pytest.fixture(scope="session")
+def held_video() -> type[HeldVideo]:
+    return HeldVideo
 
 
 @pytest.fixture(scope="session")

@@ -27,8 +27,3 @@ motion removed; `moving about` ends near where it began."""
 def direction(dx: float, dy: float) -> str:
     """The direction word of a displacement in pixels (y grows downwards)."""
     return DIRECTIONS[round(atan2(dy, dx) % tau / (pi / 4)) % 8]
-
-
-def split_motion(motion: str | None) -> list[str]:
-    """The single words of an event's motion."""
-    return [part.strip() for part in (motion or "").split(",") if part.strip()]

@@ -294,8 +294,3 @@ def xywh(value: Any) -> list[float]:
     """xyxy of an `[x, y, width, height]` box. Raises `ValueError`."""
     x, y, w, h = numbers(value, 4)
     return [x, y, x + w, y + h]
-
-
-def finite(values: Iterable[float]) -> bool:
-    """Whether all numbers are finite."""
-    return all(map(math.isfinite, values))

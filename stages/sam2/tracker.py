@@ -164,10 +164,6 @@ class Tracker:
                 results[number] = Tracked(memory.logits, memory.score, False)
         return results
 
-    def restart(self, number: int, frame: int) -> None:
-        """Makes an object forget everything but its prompt on `frame`."""
-        self.objects[number] = ObjectMemory(prompted={frame: self.objects[number].prompted[frame]})
-
     def forget(self, frame: int, keep: Sequence[int] = ()) -> None:
         """Drops what no frame from `frame` on can reach, in either direction; `keep` names frames whose surroundings
         another pass will need."""

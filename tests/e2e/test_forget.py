@@ -150,12 +150,12 @@ def test_a_name_that_is_none_is_refused(world: Any) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_killed_anywhere(copied: Any, tmp_path: Path) -> None:
+def test_killed_anywhere(copied: Any, killing_tools: dict[str, str], tmp_path: Path) -> None:
     """At each failpoint: killed, then forgotten again; or killed, then a build that ends what was begun."""
     run = Run.open(copied().run)
     key, _ = a_media(run)
     command = [sys.executable, str(SCRIPT), copied().run, str(tmp_path / "runs"), key.hex()]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, cwd=REPOSITORY, env=killing_tools, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     points = {line.split(":")[0] for line in done.stdout.split()}
     steps = {"recorded", "ledger", "shard", "pack_file", "pack", "part", "rows", "done"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,30 +139,16 @@ def test_a_device_that_runs_full_halves_the_batch_and_loses_no_region(model: Pre
     torch.testing.assert_close(parts, whole, atol=2e-2, rtol=1e-3)
 
 
-def test_a_long_video_takes_no_more_device_memory_than_a_short_one(model: Predictor) -> None:
+def test_a_long_video_takes_no_more_device_memory_than_a_short_one(model: Predictor, held_video: Any) -> None:
     clip = draw_clip(4, frames=192, size=(256, 256), fps=12.0, objects=(2, 2), camera=0.0, leave=0.0)
     config = RefineConfig(backend="sam2", checkpoint="nano", compile="off")
     follow = FastVideo(model, FastImages(model, config).encoder, config)
     peaks = []
     for frames in (64, 64, 192):
-        video = Drawn(clip.frames[:frames])
+        video = held_video(clip.frames[:frames])
         torch.cuda.reset_peak_memory_stats()
         starts = [Start(0, clip.masks[0, number], {}) for number in range(2)]
-        found = [one for some in follow.follow(video, starts) for one in some]  # type: ignore[arg-type]
+        found = [one for some in follow.follow(video, starts) for one in some]
         assert len(found) == 2 * frames
         peaks.append(torch.cuda.max_memory_allocated())
     assert peaks[2] < 1.02 * peaks[1]
-
-
-class Drawn:
-    """Frames in memory behind what the tracker asks of a video."""
-
-    def __init__(self, pixels: np.ndarray) -> None:
-        self.pixels = pixels
-        self.height, self.width = pixels.shape[1:3]
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def frames(self, indices: list[int]) -> np.ndarray:
-        return self.pixels[indices]

@@ -7,20 +7,21 @@ Each attempt is a fork of this process, so that twenty of them cost seconds; not
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import av  # noqa: F401  (what each fork would import anew)
 import polars as pl
 import pyarrow.dataset  # noqa: F401
+from forks import forked
 
 from pipeline.lease import LeaseHeld
 from pipeline.tables import Run
 from schemas.arrow import arrow_schema
 from stages.base import checked, fingerprint
-from stages.failpoints import FAILPOINT_VARIABLE, LOG_VARIABLE, rearm
+from stages.failpoints import FAILPOINT_VARIABLE, LOG_VARIABLE
 from stages.pack import PackConfig, Packed, PackFrames, build_pack, finish_pack, plan_pack
 
 
@@ -45,32 +46,9 @@ def pack_once(frames_folder: Path, run_folder: Path, layout: str) -> None:
             continue
 
 
-def forked(work: tuple[Path, Path, str], armed: tuple[str, int] | None = None, log: Path | None = None) -> int:
-    """Runs `pack_once` in a fork; returns the signal that ended it, 0 for none."""
-    child = os.fork()
-    if child == 0:
-        settings = {FAILPOINT_VARIABLE: armed and f"{armed[0]}:{armed[1]}", LOG_VARIABLE: log and str(log)}
-        os.environ.update({name: value for name, value in settings.items() if value})
-        rearm()
-        try:
-            pack_once(*work)
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        return os.WTERMSIG(status)
-    if status:
-        raise SystemExit(f"an attempt failed with status {status}")
-    return 0
-
-
 def main(frames: Path, runs: Path, layout: str, kills: int) -> None:
     log = runs / "hits"
-    forked((frames, runs / "undisturbed", layout), log=log)
+    forked(partial(pack_once, frames, runs / "undisturbed", layout), **{LOG_VARIABLE: str(log)})
     hits = [
         name for name in log.read_text().splitlines() if name.startswith("pack.") or "commit" in name or "part" in name
     ]
@@ -79,8 +57,8 @@ def main(frames: Path, runs: Path, layout: str, kills: int) -> None:
         numbered.append((name, 1 + sum(other == name for other, _ in numbered)))
     for number in range(kills):
         point = numbered[number * len(numbered) // kills]
-        work = (frames, runs / f"killed-{number:02d}", layout)
-        if forked(work, armed=point) != signal.SIGKILL:
+        work = partial(pack_once, frames, runs / f"killed-{number:02d}", layout)
+        if forked(work, **{FAILPOINT_VARIABLE: f"{point[0]}:{point[1]}"}) != signal.SIGKILL:
             raise SystemExit(f"nobody was killed at {point}")
         forked(work)
         print(point[0], point[1], flush=True)

@@ -20,14 +20,14 @@ def packs(run: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("layout", "kills"), [("joined", 20), ("split", 8)])
-def test_kills_change_nothing(corpus, tmp_path, layout, kills):
+def test_kills_change_nothing(corpus, killing_tools, tmp_path, layout, kills):
     corpus.add_clip(7, num_frames=20)
     (tmp_path / "frames").mkdir()
     (tmp_path / "runs").mkdir()
     for name, frame in corpus.frames():
         frame.write_parquet(tmp_path / "frames" / f"{name}.parquet")
     command = [sys.executable, str(SCRIPT), str(tmp_path / "frames"), str(tmp_path / "runs"), layout, str(kills)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, cwd=REPOSITORY, env=killing_tools, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     points = {line.split()[0] for line in done.stdout.splitlines()}
     assert len(points) >= 4

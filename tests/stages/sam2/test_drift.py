@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ from stages.sam2.encoder import Encoder
 from stages.sam2.load import load_model
 from stages.sam2.tracker import Tracked
 from stages.sam2.video import FastVideo
-from stages.shapes.clip import Clip, draw_clip
+from stages.shapes.clip import draw_clip
 
 CONFIG = RefineConfig(redetect=0.5, jump_area=4.0, jump_move=1.5)
 BEFORE = Facts(score=3.0, area=100.0, x=20.0, y=20.0)
@@ -54,34 +56,20 @@ def test_area_place_and_agreement_are_measured_on_the_logits() -> None:
     assert measured(results, [source, None]).tolist() == [[2.0, 8.0, 2.5, 2.5, 0.5], [-2.0, 0.0, 0.0, 0.0, -1.0]]
 
 
-class Frames:
-    """Frames in memory behind what the tracker asks of a video."""
-
-    def __init__(self, pixels: np.ndarray) -> None:
-        self.pixels = pixels
-        self.height, self.width = pixels.shape[1:3]
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def frames(self, indices: list[int]) -> np.ndarray:
-        return self.pixels[indices]
-
-
-def follow(clip: Clip, start: Start, config: RefineConfig) -> list[Found]:
+def follow(video: Any, start: Start, config: RefineConfig) -> list[Found]:
     model = load_model("nano", torch.device("cpu"))
     path = FastVideo(model, Encoder(model, torch.float32, batch=8), config)
-    found = [one for some in path.follow(Frames(clip.frames), [start]) for one in some]  # type: ignore[arg-type]
+    found = [one for some in path.follow(video, [start]) for one in some]
     return sorted(found, key=lambda one: one.frame)
 
 
-def test_a_track_that_jumps_is_tried_anew_from_the_nearest_annotated_frame() -> None:
+def test_a_track_that_jumps_is_tried_anew_from_the_nearest_annotated_frame(held_video: Any) -> None:
     clip = draw_clip(3, frames=14, size=(128, 128), fps=12.0, objects=(2, 2), camera=0.0, leave=0.0)
     # Prompted with the other object; the true one is annotated late, and any move at all is a jump.
     late = TrackPoint(frame_index=12, time_s=1.0, mask=masks.encode(clip.masks[12, 0]))
     start = Start(0, clip.masks[0, 1], {12: late})
     config = RefineConfig(backend="sam2", checkpoint="nano", device="cpu", redetect=0.5, frame_batch=8)
-    found = follow(clip, start, config)
+    found = follow(held_video(clip.frames), start, config)
     assert [one.frame for one in found] == list(range(14))
     renewed = {one.frame: one.renewed for one in found if one.renewed}
     assert renewed.get(12) == "disagrees with the source"
@@ -90,13 +78,13 @@ def test_a_track_that_jumps_is_tried_anew_from_the_nearest_annotated_frame() -> 
     assert masks.iou(last.rle, masks.encode(clip.masks[13, 0])) > 0.7
 
 
-def test_an_object_whose_score_drops_is_found_again_with_a_nearer_prompt() -> None:
+def test_an_object_whose_score_drops_is_found_again_with_a_nearer_prompt(held_video: Any) -> None:
     clip = draw_clip(3, frames=14, size=(128, 128), fps=12.0, objects=(2, 2), camera=0.0, leave=0.0)
     clip.frames[:7] = np.random.default_rng(0).integers(0, 255, clip.frames[:7].shape, np.uint8)  # nothing to see
     point = TrackPoint(frame_index=9, time_s=0.75, mask=masks.encode(clip.masks[9, 0]))
     start = Start(0, clip.masks[0, 0], {9: point})
     config = RefineConfig(backend="sam2", checkpoint="nano", device="cpu", jump_area=1e3, jump_move=1e3)
-    found = follow(clip, start, config)
+    found = follow(held_video(clip.frames), start, config)
     assert found[7].renewed == "low object score"
     ious = [masks.iou(one.outline.rle, masks.encode(clip.masks[one.frame, 0])) for one in found[7:] if one.outline]
     assert len(ious) == 7

@@ -354,7 +354,7 @@ def test_rules_that_compare_regions_get_what_is_said_of_the_others(tmp_path: Pat
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("seed", "wordings", "photos", "clips"),
-    [(11, PHRASINGS, 60, 50), (20270101, HELD_OUT, 90, 120)],
+    [(11, PHRASINGS, 90, 90), (20270101, HELD_OUT, 90, 120)],
     ids=["tuned", "held_out"],
 )
 def test_planted_defects_of_every_kind(seed: int, wordings: Path, photos: int, clips: int, tmp_path: Path) -> None:
@@ -364,7 +364,7 @@ def test_planted_defects_of_every_kind(seed: int, wordings: Path, photos: int, c
     missed = rows.filter((pl.col("status") != "filtered") & pl.col("defect").is_not_null()).select("defect", "text")
     with pl.Config(tbl_rows=-1, fmt_str_lengths=90):
         print(f"\n{len(rows)} captions, precision {precision:.4f}, recall {recall:.4f}", table, wrong, missed, sep="\n")
-    assert table["planted"].min() >= 3
+    assert table["planted"].min() >= 5
     assert precision >= 0.98
     assert recall >= 0.98
     assert table["recall"].min() >= 0.95
