@@ -47,9 +47,17 @@ class Step:
 
 
 def plan_epoch(
-    index: pl.DataFrame, epoch: int, batches: BatchConfig, mixture: MixtureConfig, hard_negatives: float = 0.0
+    index: pl.DataFrame,
+    epoch: int,
+    batches: BatchConfig,
+    mixture: MixtureConfig,
+    hard_negatives: float = 0.0,
+    count: int | None = None,
 ) -> list[Step]:
     """The steps of an epoch in order. The last batch of a kind is filled up from its beginning.
+
+    Epochs differ by a step or so where weights are no whole numbers. `count` makes it so many: what is too much is left
+    out, what lacks is taken from the beginning; so the number of a step tells its epoch.
 
     Raises ValueError when the mixture leaves nothing.
     """
@@ -65,7 +73,8 @@ def plan_epoch(
         if hard_negatives and not kind:
             rows = _with_neighbours(index, rows, hard_negatives, rng)
         steps += _cut(rows, kind, size, rng)
-    return [steps[at] for at in rng.permutation(len(steps))]
+    order = rng.permutation(len(steps))
+    return [steps[at] for at in (order if count is None else np.resize(order, count))]
 
 
 def weights(index: pl.DataFrame, mixture: MixtureConfig) -> np.ndarray:

@@ -116,7 +116,7 @@ class Trainer:
         number = self.progress.step
         while number < total:
             epoch, start = divmod(number, per_epoch)
-            data = self.data(self._plan(epoch))
+            data = self.data(self._plan(epoch, per_epoch))
             # what is held is here already: no process has to read ahead
             workers = 0 if self.held is not None else self.config.data.loader_workers
             for micro in batches(data, start, workers):
@@ -139,9 +139,10 @@ class Trainer:
         rank, ranks = self.world.rank, self.world.ranks
         return StepData(self.corpus, steps, self.tokenizer, reading, *micro, rank, ranks, self.cache, self.held)
 
-    def _plan(self, epoch: int) -> list[Step]:
+    def _plan(self, epoch: int, count: int | None = None) -> list[Step]:
         config = self.config
-        return plan_epoch(self.corpus.index, epoch, config.batch, config.mixture, config.data.augment.hard_negatives)
+        hard_negatives = config.data.augment.hard_negatives
+        return plan_epoch(self.corpus.index, epoch, config.batch, config.mixture, hard_negatives, count)
 
     def _progress_share(self, number: int, total: int) -> float:
         by_steps = number / total

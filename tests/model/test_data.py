@@ -147,6 +147,16 @@ def test_mixture_weights_say_how_often(corpus: ShardCorpus) -> None:
         plan_epoch(corpus.index, 0, BatchConfig(), MixtureConfig(languages={"en": 0, "zh": 0}))
 
 
+def test_epochs_of_uneven_draws_have_one_length_where_it_is_asked_for(corpus: ShardCorpus) -> None:
+    mixture, batches = MixtureConfig(tasks={"label": 0.5, "brief": 1.5}), BatchConfig(images=4, clips=1)
+    drawn = [plan_epoch(corpus.index, epoch, batches, mixture) for epoch in range(12)]
+    assert len({len(steps) for steps in drawn}) > 1, "halves are drawn by chance"
+    for epoch, steps in enumerate(drawn):
+        cut = plan_epoch(corpus.index, epoch, batches, mixture, count=len(drawn[0]))
+        assert len(cut) == len(drawn[0])
+        assert cut == [steps[at % len(steps)] for at in range(len(cut))]
+
+
 def test_hard_negatives_stand_beside_their_neighbours(corpus: ShardCorpus) -> None:
     mixture = MixtureConfig(tasks=dict.fromkeys(("explain", "brief", "detailed", "video", "stream"), 0))
     steps = plan_epoch(corpus.index, 0, BatchConfig(images=1000, clips=1), mixture, hard_negatives=1.0)

@@ -19,6 +19,7 @@ from model.config import PamConfig, PerceiverConfig
 from model.inference import PAM
 from model.optim import DivergedError, NanGuard, part_of, rate, unfreeze
 from model.pam import Pam
+from model.plan import MixtureConfig
 from model.practice import PracticeConfig, write_practice
 from model.train import Trainer, train
 from model.train_config import STAGE_PARTS, BatchConfig, DataConfig, OptimizerConfig, StartConfig, TrainConfig
@@ -114,6 +115,18 @@ def test_training_learns_saves_and_is_ready_for_use(shards: Path, tmp_path: Path
     answer = PAM(pam, _sam(), own)
     picture = torch.randint(0, 255, (64, 64, 3), dtype=torch.uint8).numpy()
     assert isinstance(answer.describe(picture, box=(5, 5, 40, 40), task="label").text, str)
+
+
+def test_all_epochs_are_trained_whatever_their_draws(shards: Path, tmp_path: Path) -> None:
+    mixture = MixtureConfig(tasks={"label": 0.5, "brief": 0.5, "explain": 0, "detailed": 0, "video": 0, "stream": 0})
+    data = DataConfig(
+        shards=[str(shards)], clip_frames=3, prompt_variants=1, feature_cache="memory", hold=True, mixture=mixture
+    )
+    batch = BatchConfig(images=2, clips=1, seed=3)
+    trainer = Trainer(_config(tmp_path, shards, data=data, batch=batch, epochs=6, max_steps=None), World(), _sam())
+    lengths = [len(trainer._plan(epoch)) for epoch in range(6)]
+    assert min(lengths) < lengths[0]
+    assert trainer.run().steps == 6 * lengths[0]
 
 
 def test_a_resumed_run_follows_the_same_curve(shards: Path, tmp_path: Path) -> None:
