@@ -132,7 +132,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-_BAR = 40
+_BAR = 30
 """Characters of the event timeline."""
 
 _INTERNAL = {
@@ -182,6 +182,9 @@ def _timeline(events: list[dict[str, Any]]) -> RenderableType:
     begin, end = min(event["start_s"] for event in events), max(event["end_s"] for event in events)
     scale = _BAR / max(end - begin, 1e-6)
     table = Table(box=None, show_header=False, padding=(0, 1, 0, 2))
+    for _ in ("event", "times", "bar"):
+        table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for event in events:
         first = min(round((event["start_s"] - begin) * scale), _BAR - 1)
         length = max(1, round((event["end_s"] - begin) * scale) - first)

@@ -15,6 +15,7 @@ from pipeline.inspect import InspectError, inspect, render
 from pipeline.report import render_report, report_data, write_report
 from schemas.arrow import to_table
 from schemas.caption import Caption, Decision, Usage
+from schemas.event import Event
 from schemas.keys import digest_value
 from schemas.mask import Mask
 from schemas.media import Media
@@ -254,6 +255,28 @@ def test_inspect_renders_for_a_terminal(tables):
     text = console.export_text()
     assert "mask_unstable" in text
     assert "in no shard" in text
+
+
+def test_inspect_draws_a_videos_events_in_time(tables):
+    from rich.console import Console
+
+    region = tables["regions"]["region_key"][0]
+    spans = [(0.0, 1.5, False, "still"), (1.5, 2.0, True, "absent"), (2.0, 3.0, False, "moving left")]
+    events = [
+        Event(
+            event_key=key("e", i), region_key=region, media_key=key("m"), event_index=i, num_events=3,
+            start_frame=0, end_frame=0, start_s=start, end_s=end, visible_share=1.0, absent=absent, motion=motion,
+            backend="motion", input_digest=bytes(16),
+        )
+        for i, (start, end, absent, motion) in enumerate(spans)
+    ]  # fmt: skip
+    console = Console(record=True, width=80, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console.print(render(inspect({**tables, "events": frame(events, Event)}, region.hex())))
+    lines = console.export_text().split("timeline\n")[1].splitlines()
+    bars = [line[line.index(" s ") + 5 :] for line in lines[:3]]
+    assert [bar[:30].rstrip() for bar in bars] == ["━" * 15, " " * 15 + "·" * 5, " " * 20 + "━" * 10]
+    assert [bar[30:].strip() for bar in bars] == ["still", "absent", "moving left"]
+    assert "0.0 - 1.5 s" in lines[0]
 
 
 @pytest.mark.parametrize(("asked", "says"), [("zz", "hexadecimal"), ("0000000000", "begins with")])
