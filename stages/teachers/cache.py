@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections import Counter
-from collections.abc import Collection, Iterator
+from collections import Counter, deque
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from schemas.base import Record
 from schemas.caption import Usage, added
-from stages.teachers.ledger import Ledger
+from stages.teachers.ledger import LOCAL_SEGMENT_REPLIES, Ledger
 from stages.teachers.logs import Segments
-from stages.teachers.segments import OUTCOMES, Entry, pack_record, read_records
+from stages.teachers.segments import OUTCOMES, Entry, merged, read_raw, read_records
+
+_WAITING = 10_000
+"""Replies that `load` has queued and not yet seen on disk."""
 
 
 class CacheStats(Record):
@@ -130,7 +137,8 @@ def load(url: str, path: Path, storage_options: dict[str, Any] | None = None) ->
     """
     ledger = Ledger(url, storage_options)
     ledger.open()
-    waiting = []
+    waiting: deque[Future[None]] = deque()
+    added = 0
     try:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
@@ -141,32 +149,43 @@ def load(url: str, path: Path, storage_options: dict[str, Any] | None = None) ->
                 known = ledger.lookup(entry.request)
                 if known is None or (known.outcome != "answer" and entry.created_s > known.created_s):
                     waiting.append(ledger.append(entry))
+                    added += 1
+                if len(waiting) == _WAITING:
+                    waiting.popleft().result()
         for done in waiting:
             done.result()
     finally:
         ledger.close()
-    return len(waiting)
+    return added
 
 
 def gc(url: str, keep_attempts_s: float = 0.0, storage_options: dict[str, Any] | None = None) -> tuple[int, int]:
-    """Rewrites the ledger as one segment: the latest answer a request, and attempts younger than `keep_attempts_s`.
+    """Rewrites the ledger with the latest answer a request, and attempts younger than `keep_attempts_s`.
 
     Returns replies before and after. Only for a ledger that no run is using: raises `LedgerError` while a log is open.
-    What is dropped is gone from `spent` and `stats` too.
+    What is dropped is gone from `spent` and `stats` too. Holds the indexes and one segment.
     """
     segments = Segments(url, storage_options)
     segments.must_be_idle()
-    before, best = 0, dict[bytes, Entry]()
-    oldest = time.time() - keep_attempts_s
-    for entry in entries(segments):
-        before += 1
-        held = best.get(entry.request)
-        if entry.outcome != "answer" and (entry.created_s < oldest or (held is not None and held.outcome == "answer")):
-            continue
-        if held is None or held.outcome != "answer" or entry.created_s >= held.created_s:
-            best[entry.request] = entry
-    segments.replace_all(b"".join(pack_record(best[request]) for request in sorted(best)))
-    return before, len(best)
+    index = merged(segments.indexes())
+    kept = index.best(time.time() - keep_attempts_s)
+    segments.replace_all(_compacted(segments, kept))
+    return len(index), sum(map(len, kept.values()))
+
+
+def _compacted(segments: Segments, kept: Mapping[str, NDArray[np.int64]]) -> Iterator[bytes]:
+    """The records at these offsets of each file, as the bytes of segments of the usual number of replies."""
+    records: list[bytes] = []
+    for name, offsets in kept.items():
+        with segments.open(name) as stream:
+            for offset in offsets.tolist():
+                stream.seek(offset)
+                records.append(read_raw(stream))
+                if len(records) == LOCAL_SEGMENT_REPLIES:
+                    yield b"".join(records)
+                    records = []
+    if records:
+        yield b"".join(records)
 
 
 def forget(

@@ -7,7 +7,7 @@ import io
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -70,10 +70,11 @@ class Segments:
         if busy:
             raise LedgerError(f"{self._root}: {busy[0]} is being written; wait for the run to end")
 
-    def replace_all(self, records: bytes) -> None:
-        """Puts one segment in the place of all; the new one is whole before an old one goes."""
+    def replace_all(self, segments: Iterable[bytes]) -> None:
+        """Puts segments of these records in the place of all; the new ones are whole before an old one goes."""
         old = self.names()
-        self._put(records)
+        for records in segments:
+            self._put(records)
         for name in old:
             self._remove(name)
 
@@ -148,16 +149,15 @@ def seal_log(log: Path) -> Path | None:
     """
     segment = log.with_suffix(".seg")
     with log.open("r+b") as stream:
-        records = list(read_records(stream))
-        end = records[-1][0] + records[-1][1] if records else 0
-        if stream.seek(0, io.SEEK_END) != end:
-            stream.truncate(end)
+        index = index_of(read_records(stream), segment.name)
+        if stream.seek(0, io.SEEK_END) != index.end:
+            stream.truncate(index.end)
             os.fsync(stream.fileno())
-    if not records:
+    if not len(index):
         log.unlink()
         return None
     failpoint("ledger.index.before")
-    write_durably(log.with_suffix(".idx"), index_bytes(index_of(records, segment.name)))
+    write_durably(log.with_suffix(".idx"), index_bytes(index))
     failpoint("ledger.seal.before")
     log.replace(segment)
     sync_folder(log.parent)

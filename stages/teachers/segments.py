@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,6 +92,15 @@ def read_records(stream: IO[bytes]) -> Iterator[tuple[int, int, Entry]]:
         offset += length
 
 
+def read_raw(stream: IO[bytes]) -> bytes:
+    """The bytes of the record at a stream's position. Raises `ValueError` where none begins."""
+    head = stream.read(_HEADER.size)
+    if len(head) < _HEADER.size or head[:4] != _MAGIC:
+        raise ValueError("no ledger record begins here")
+    size: int = _HEADER.unpack(head)[1]
+    return head + stream.read(size)
+
+
 def parse_record(data: bytes) -> Entry:
     """The entry of one record's bytes. Raises `ValueError` when they are not one whole record."""
     if len(data) < _HEADER.size or data[:4] != _MAGIC:
@@ -110,12 +119,37 @@ class Index:
     def __len__(self) -> int:
         return len(self.columns["hi"])
 
+    @property
+    def end(self) -> int:
+        """Where the last record of an index of one file ends, in bytes; 0 without records."""
+        return int((self.columns["offset"] + self.columns["length"]).max()) if len(self) else 0
+
+    def best(self, attempts_from: float) -> dict[str, NDArray[np.int64]]:
+        """Of each request the one record that counts, as offsets by file in ascending order.
+
+        That is its latest answer, else its latest attempt that was made at `attempts_from` (Unix seconds) or later.
+        """
+        columns = self.columns
+        answer = columns["outcome"] == ANSWER
+        order = np.lexsort((columns["created_s"], answer, columns["lo"], columns["hi"]))
+        hi, lo = columns["hi"][order], columns["lo"][order]
+        last = np.append((hi[1:] != hi[:-1]) | (lo[1:] != lo[:-1]), np.ones(min(len(hi), 1), bool))
+        chosen = order[last]
+        chosen = chosen[answer[chosen] | (columns["created_s"][chosen] >= attempts_from)]
+        file = np.zeros(len(chosen), np.uint32) if self._file is None else self._file[chosen]
+        offsets = columns["offset"][chosen].astype(np.int64)
+        return {name: np.sort(offsets[file == at]) for at, name in enumerate(self.files)}
+
     def find(self, digest: bytes) -> list[tuple[str, Place]]:
         """File and place of every record of a request."""
         hi, lo = _halves(digest)
-        first = int(np.searchsorted(self.columns["hi"], np.uint64(hi), "left"))
-        last = int(np.searchsorted(self.columns["hi"], np.uint64(hi), "right"))
-        return [self._at(row) for row in range(first, last) if int(self.columns["lo"][row]) == lo]
+        column = self.columns["hi"]
+        row, found = int(column.searchsorted(np.uint64(hi))), []
+        while row < len(column) and column[row] == hi:
+            if self.columns["lo"][row] == lo:
+                found.append(self._at(row))
+            row += 1
+        return found
 
     def _at(self, row: int) -> tuple[str, Place]:
         name = self.files[0 if self._file is None else int(self._file[row])]
@@ -130,13 +164,10 @@ class Index:
 
 
 def index_of(records: Iterable[tuple[int, int, Entry]], name: str) -> Index:
-    """The index of one file's records."""
-    rows = [_row(offset, length, entry) for offset, length, entry in records]
-    columns = {
-        column: np.asarray([row[i] for row in rows], np.dtype(kind)) for i, (column, kind) in enumerate(_COLUMNS)
-    }
-    order = np.lexsort((columns["lo"], columns["hi"]))
-    return Index({column: values[order] for column, values in columns.items()}, [name], None)
+    """The index of one file's records, which are held no longer than it takes to index them."""
+    rows = np.fromiter((_row(offset, length, entry) for offset, length, entry in records), np.dtype(list(_COLUMNS)))
+    order = np.lexsort((rows["lo"], rows["hi"]))
+    return Index({column: rows[column][order] for column, _ in _COLUMNS}, [name], None)
 
 
 def merged(indexes: Sequence[Index]) -> Index:
@@ -158,11 +189,8 @@ def index_bytes(index: Index) -> bytes:
 
 def index_from(source: Path | bytes, name: str) -> Index:
     """An index from an `.idx` file (mapped, not read) or from its bytes. Raises `ValueError` when it is damaged."""
-    raw: NDArray[np.uint8]
-    if isinstance(source, Path):
-        raw = cast(NDArray[np.uint8], np.memmap(source, np.uint8, "r"))
-    else:
-        raw = np.frombuffer(source, np.uint8)
+    # A plain array over the mapped file: a memmap's own slices are slow to make.
+    raw = np.frombuffer(source if isinstance(source, bytes) else np.memmap(source, np.uint8, "r"), np.uint8)
     if len(raw) < 16 or bytes(raw[:8]) != _INDEX_MAGIC:
         raise ValueError(f"{name}: not a ledger index")
     count = struct.unpack("<Q", bytes(raw[8:16]))[0]

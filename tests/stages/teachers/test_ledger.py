@@ -149,3 +149,29 @@ def test_a_ledger_is_counted_taken_along_and_cleared(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text("{}\n")
     with pytest.raises(ValueError, match=r"bad.jsonl:1"):
         cache.load(there, tmp_path / "bad.jsonl")
+
+
+def test_clearing_keeps_one_reply_a_request_in_segments_of_the_usual_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "LOCAL_SEGMENT_REPLIES", 4)
+    now, url = time.time(), str(tmp_path)
+    for run in range(2):
+        ledger = Ledger(url)
+        ledger.open()
+        keep(ledger, *(entry(name, at=now + run, text=f"run {run}") for name in range(10)))
+        keep(ledger, entry("late", "invalid", at=now - 50 + run), entry("old", "refused", at=now - 5000 + run))
+        keep(ledger, entry(3, "invalid", at=now + 10 + run))
+        ledger.close()
+    assert cache.gc(url, keep_attempts_s=1000) == (26, 11), "ten answers and an attempt of late"
+    assert len(list(tmp_path.glob("*.seg"))) == len(list(tmp_path.glob("*.idx"))) == 3
+    again = Ledger(url)
+    again.open()
+    found = {name: again.lookup(digest_value(name)) for name in (*range(10), "late", "old")}
+    again.close()
+    assert {one.text for name, one in found.items() if one and name != "late"} == {"run 1"}
+    assert found["late"] is not None
+    assert found["late"].created_s == now - 49
+    assert found["old"] is None
+    assert cache.gc(url, keep_attempts_s=1000) == (11, 11)
+    assert cache.gc(str(tmp_path / "none")) == (0, 0)
