@@ -132,14 +132,21 @@ class ImageTextEncoder:
         return np.concatenate(rows) if rows else np.zeros((0, 1), np.float32)
 
     def texts(self, texts: list[str]) -> Vectors:
-        """Unit vectors (n, d) of texts, cut to the length that the model takes. SigLIP pads to its full length."""
+        """Unit vectors (n, d) of texts, cut to the length that the model takes."""
         size, rows = self.config.batch_size, []
-        pad = "max_length" if "siglip" in str(self._model.config.model_type) else True
         for start in range(0, len(texts), size):
-            part = texts[start : start + size]
-            inputs = self._processor(text=part, padding=pad, truncation=True, return_tensors="pt").to(self._device)
-            rows.append(self._unit(self._model.get_text_features, inputs))
+            rows.append(self._unit(self._model.get_text_features, self._tokens(texts[start : start + size])))
         return np.concatenate(rows) if rows else np.zeros((0, 1), np.float32)
+
+    def _tokens(self, texts: list[str]) -> Any:
+        """The texts as the model was trained on them: SigLIP sees padding to its full length, and unmasked."""
+        length = self._model.config.text_config.max_position_embeddings
+        whole = "siglip" in str(self._model.config.model_type)
+        padding = "max_length" if whole else True
+        inputs = self._processor(text=texts, padding=padding, max_length=length, truncation=True, return_tensors="pt")
+        if whole:
+            inputs.pop("attention_mask", None)
+        return inputs.to(self._device)
 
     def _unit(self, features: Callable[..., Any], inputs: Any) -> Vectors:
         import torch

@@ -15,7 +15,7 @@ from PIL import Image
 
 from stages.masks import encode
 from stages.score.embeddings import EmbeddingStage
-from stages.score.encoder import EmbeddingsConfig, ModelConfig, ModelMissing
+from stages.score.encoder import EmbeddingsConfig, ImageTextEncoder, ModelConfig, ModelMissing
 from stages.score.groups import ScoreConfig, active_groups, build_score
 from stages.score.similarity import CropStage, GroundingStage, crop
 
@@ -118,6 +118,28 @@ def units(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     ]
 
 
+def tiny_siglip(kind: str, folder: Path) -> Path:
+    """A random SigLIP of 16 tokens with a tokenizer of single letters, saved with its processor."""
+    import transformers as hf
+
+    letters = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *"abcdefghijklmnopqrstuvwxyz\u2581"]
+    tokens = hf.Siglip2Tokenizer(vocab={letter: i for i, letter in enumerate(letters)}, merges=[])
+    part = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**part, "vocab_size": len(letters), "max_position_embeddings": 16, "pad_token_id": 0, "bos_token_id": 2,
+            "eos_token_id": 1}  # fmt: skip
+    torch.manual_seed(0)
+    if kind == "siglip":
+        vision = {**part, "image_size": 32, "patch_size": 16}
+        hf.SiglipModel(hf.SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
+        images = hf.SiglipImageProcessor(size={"height": 32, "width": 32})
+        hf.SiglipProcessor(images, tokens).save_pretrained(folder)
+    else:
+        vision = {**part, "num_patches": 16, "patch_size": 16}
+        hf.Siglip2Model(hf.Siglip2Config(text_config=text, vision_config=vision)).save_pretrained(folder)
+        hf.Siglip2Processor(hf.Siglip2ImageProcessor(max_num_patches=16), tokens).save_pretrained(folder)
+    return folder
+
+
 def test_crops_through_a_clip_model(score: Score, tokenizer: Any, units: list[dict[str, Any]], tmp_path: Path) -> None:
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
@@ -138,6 +160,38 @@ def test_crops_through_a_clip_model(score: Score, tokenizer: Any, units: list[di
     assert rows[2]["crop_similarity"] is None
     assert [row["status"] for row in rows] == ["ok", "ok", "ok", "failed"]
     assert rows[3]["reason"] == "missing_media"
+
+
+@pytest.mark.parametrize("kind", ["siglip", "siglip2"])
+def test_crops_through_a_siglip_model(score: Score, units: list[dict[str, Any]], tmp_path: Path, kind: str) -> None:
+    """SigLIP and SigLIP 2 of fixed resolution share a model; `siglip2` takes pictures in their own shape."""
+    folder = tiny_siglip(kind, tmp_path)
+    stage = CropStage(ModelConfig(model=str(folder), device="cpu"))
+    rows = score(stage, units).to_dicts()
+    assert -1 <= rows[0]["crop_similarity"] <= 1
+    assert rows[0]["crop_margin"] is not None
+    assert rows[1]["crop_margin"] is None
+    assert rows[2]["crop_similarity"] is None
+    assert [row["status"] for row in rows] == ["ok", "ok", "ok", "failed"]
+    again = score(stage, [units[1], units[0]]).to_dicts()
+    assert again[1]["crop_similarity"] == pytest.approx(rows[0]["crop_similarity"], abs=1e-5)
+    long = score(stage, [{**units[0], "text": "a dog that runs over the grass " * 20}])
+    assert long["crop_similarity"].item() is not None
+
+
+def test_siglip_sees_a_text_as_it_was_trained_whatever_stands_beside_it(tmp_path: Path) -> None:
+    from transformers import AutoModel, AutoProcessor
+
+    folder = tiny_siglip("siglip", tmp_path)
+    encoder = ImageTextEncoder(ModelConfig(model=str(folder), device="cpu"))
+    encoder.open()
+    alone, beside = encoder.texts(["a dog"])[0], encoder.texts(["a dog", "a cat on a tree"])[0]
+    assert np.allclose(alone, beside, atol=1e-6)
+    model, processor = AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+    inputs = processor(text=["a dog"], padding="max_length", max_length=16, return_tensors="pt")
+    with torch.inference_mode():
+        expected = model.get_text_features(input_ids=inputs["input_ids"]).pooler_output[0]
+    assert np.allclose(alone, torch.nn.functional.normalize(expected, dim=0), atol=1e-6)
 
 
 def test_grounding_through_a_detector(
