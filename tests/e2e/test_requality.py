@@ -9,10 +9,12 @@ from typing import Any
 
 import polars as pl
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from jobs.cli import app
 from pipeline.build import build, status
+from pipeline.config import load_config
 from pipeline.looking import open_corpus
 from pipeline.output import decisions
 from pipeline.tables import Run
@@ -140,3 +142,40 @@ def test_a_persons_word_stands_above_every_policy(world: Any, tmp_path: Path) ->
     now = open_corpus(world.config())
     fates = {row["caption_key"].hex(): row["status"] for row in decisions(now, now.policy).iter_rows(named=True)}
     assert fates[dropped] == "ok"
+
+
+def test_a_judged_sample_says_how_good_each_check_is_and_which_threshold_would_do(world: Any, tmp_path: Path) -> None:
+    """The policy drops what has over 3 words; the people who judge the sample drop what has over the median."""
+    policy, config = tmp_path / "long.yaml", world.folder / "long.yaml"
+    policy.write_text("name: long\nchecks:\n  - {reason: long, column: words, max: 3}\n", encoding="utf-8")
+    config.write_text(yaml.safe_dump({**world.settings, "policy": str(policy)}), encoding="utf-8")
+    perceive("filter", config)
+    sheet = tmp_path / "sample.csv"
+    done = CliRunner().invoke(app, ["review", "export", str(config), "--out", str(sheet), "--per-stratum", "1000"])
+    assert done.exit_code == 0, done.output
+    assert sheet.with_suffix(".html").read_text("utf-8").count("<article") == len(pl.read_csv(sheet))
+
+    now = open_corpus(load_config(config))
+    scored = now.score["text"].rows.select(pl.col("caption_key").bin.encode("hex"), "words")
+    judged = pl.read_csv(sheet).drop("verdict").join(scored, on="caption_key", maintain_order="left")
+    limit = int(judged.filter(pl.col("words") > 3)["words"].median() or 0)
+    bad, hit = judged["words"] > limit, judged["words"] > 3
+    assert 0 < bad.sum() < hit.sum() < len(judged)
+    judged.with_columns(verdict=pl.when(bad).then(pl.lit("drop")).otherwise(pl.lit("keep"))).write_csv(sheet)
+
+    curves = tmp_path / "curves.csv"
+    said = perceive("calibrate", config, sheet, "--precision", 0.99, "--curves", curves)
+    (check,) = said["checks"]
+    assert (check["reason"], check["labelled"], check["hits"]) == ("long", len(judged), hit.sum())
+    assert check["precision"] == pytest.approx(bad.sum() / hit.sum())
+    assert check["recall"] == 1.0
+    (better,) = said["thresholds"]
+    assert (better["bound"], better["now"]) == ("max", 3.0)
+    assert better["suggested"] == judged.filter(bad)["words"].min()
+    assert (better["precision"], better["recall"]) == (1.0, 1.0)
+    curve = pl.read_csv(curves)
+    assert curve["threshold"].to_list() == sorted(judged["words"].unique().to_list(), reverse=True)
+    assert curve["dropped"].to_list()[-1] == len(judged)
+    told = CliRunner().invoke(app, ["calibrate", str(config), str(sheet)]).output
+    assert "checks against people" in told
+    assert "thresholds for a precision of 0.95" in told
