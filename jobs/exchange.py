@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.console import ConfigOrRun, Json, Overrides, find_config, one_line_errors, out, print_json
+from jobs.console import (
+    ConfigOrRun,
+    Json,
+    Lines,
+    Overrides,
+    accounts_table,
+    find_config,
+    one_line_errors,
+    only_json,
+    out,
+    print_json,
+)
 from stages.export.pam_validate import Problem
+
+if TYPE_CHECKING:
+    from pipeline.session import BuildResult
 
 _SHOWN = 20
 
@@ -61,20 +75,55 @@ def export_pam(
 @one_line_errors
 def import_pam(
     files: Annotated[list[Path], typer.Argument(help="Annotation files as PAM released them.")],
-    to: Annotated[Path, typer.Option("--out", help="The folder of regions.jsonl and captions.parquet.")],
+    to: Annotated[Path, typer.Option("--out", help="The folder of the source that is written.")],
+    media: Annotated[
+        list[str],
+        typer.Option(help="A folder or archive of the pictures; may be repeated. Without it no run is made."),
+    ] = [],
+    run: Annotated[str, typer.Option(help="The run that the captions come into; relative to --out.")] = "run",
+    fps: Annotated[float, typer.Option(help="The rate of frame folders.")] = 24.0,
     json: Json = False,
 ) -> None:
-    """Read PAM's annotation files into a `regions` source and its captions."""
+    """Read PAM's annotation files into a source and, with --media, its regions and captions into a run.
+
+    No teacher is asked. `corpus.yaml`, written beside the source unless it is there, is the run's configuration.
+    """
+    from pipeline.settings import resolve_path
+    from stages.export.pam_import import CONFIG, import_config
     from stages.export.pam_import import import_pam as read
 
-    done = read(files, to)
+    roots = [resolve_path(root, Path.cwd()) for root in media]
+    done = read(files, to, roots, fps)
+    result = None
+    if media:
+        if not (to / CONFIG).exists():
+            (to / CONFIG).write_text(import_config(to, roots, run), "utf-8")
+        with only_json(json):
+            result = _commit(to / CONFIG, json)
     if json:
-        print_json(done.model_dump(mode="json"))
+        rows = {} if result is None else {"rows": result.done, "reasons": result.reasons}
+        stages = {} if result is None else {name: count.as_dict() for name, count in result.stages.items()}
+        print_json({**done.model_dump(mode="json"), **rows, "stages": stages})
         return
     out.print(f"{done.records} records: {done.regions} regions, {done.captions} captions in {to}")
     for reason, count in {**done.skipped, **{f"unknown key {k}": n for k, n in done.unknown_keys.items()}}.items():
         out.print(f"  {reason}: {count}")
-    out.print(f"source: {{format: regions, annotations: {to}/regions.jsonl, media: FOLDER_OF_THE_PICTURES}}")
+    if result is None:
+        out.print("No row was made; --media FOLDER_OF_THE_PICTURES brings them into a run.")
+        return
+    out.print(accounts_table(result.stages, str(to / CONFIG)))
+    out.print(f"score, filter and pack them: perceive build {to / CONFIG}")
+
+
+def _commit(config: Path, json: bool) -> BuildResult:
+    """Regions, masks and events by the usual stages, then the captions as they are."""
+    from pipeline.build import run_phases, session_of
+    from pipeline.flow import commit_imported
+
+    with session_of(find_config(config, []), None if json else Lines()) as session:
+        run_phases(session, ("ingest", "select", "refine", "chunk"))
+        commit_imported(session)
+    return session.result
 
 
 @one_line_errors

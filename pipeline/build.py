@@ -110,8 +110,8 @@ def accounts(now: Corpus) -> dict[str, Counts]:
         "refine": now.refine.counts(),
         "chunk": now.chunk.counts(),
     }
-    for name, steps in (("distill", now.distill), ("score", now.score)):
-        parts = {step.name: step.counts() for step in steps.values()}
+    for name, steps in (("distill", now.captioning), ("score", list(now.score.values()))):
+        parts = {step.name: step.counts() for step in steps}
         found[name] = sum(parts.values(), Counts())
         found |= parts
     decided = decisions(now, now.policy)

@@ -64,6 +64,8 @@ class EngineConfig(Record):
         for source in self.sources:
             mine, general = source.captions, self.captions.sources.get(source.name)
             tasks = mine.tasks or (general.tasks if general else None)
+            if tasks is None and mine.imported is not None:
+                tasks = ()
             languages = mine.languages or (general.languages if general else None)
             if tasks is not None or languages is not None or mine.hints is not None:
                 wants[source.name] = Asked(

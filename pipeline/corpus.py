@@ -105,7 +105,7 @@ def asked_of(
     for source in regions["source"].unique().to_list():
         wants = asked.get(source, default)
         own = wants.tasks if source in asked else None
-        tasks = {"image": own or default.tasks or (), "video": own or VIDEO_TASKS}
+        tasks = {"image": default.tasks or () if own is None else own, "video": VIDEO_TASKS if own is None else own}
         for kind, of_kind in tasks.items():
             possible = kind == "video" or task not in VIDEO_TASKS
             if possible and task in of_kind and language in wants.languages:
@@ -190,6 +190,28 @@ def translation_units(
     frame = regions.join(told, on="region_key", how="inner", maintain_order="left")
     frame = frame.with_columns(input_digest=digest(frame, ["digest"]))
     return to_units(caption_keys(frame, task, language), unit)
+
+
+_IMPORTED = ("region_key", "task", "language", "event_index", "text", "history", "question", "extra", "chain", "events")
+
+
+def imported_units(regions: pl.DataFrame, events: pl.DataFrame, captions: pl.DataFrame, unit: type[Record]) -> pa.Table:
+    """Units of import from `masked` regions and the captions that their sources bring along.
+
+    Captions of a stream wait for the events of their region.
+    """
+    place, stream = ["source", "source_id"], pl.col("task") == "stream"
+    told = captions.with_columns(chain=pl.when(stream).then(pl.len().over(*place, "task", "language").cast(pl.Int64)))
+    frame = told.join(regions.select(*place, "region_key", "media_key"), on=place, how="inner", maintain_order="left")
+    counted = events.group_by("region_key").agg(events=pl.col("num_events").first())
+    frame = frame.join(counted, on="region_key", how="left", maintain_order="left")
+    frame = frame.filter(~stream | pl.col("events").is_not_null())
+    frame = frame.with_columns(events=pl.when(stream).then("events"))
+    frame = frame.with_columns(
+        caption_key=digest(frame, ["region_key", "task", "language", "event_index"]),
+        input_digest=digest(frame, _IMPORTED),
+    )
+    return to_units(frame.unique("caption_key", keep="first", maintain_order=True), unit)
 
 
 _EVENT_COLUMNS = (

@@ -24,6 +24,7 @@ from schemas.region import Region, Selection
 from stages.base import Stage, fingerprint
 from stages.chunk import build_chunk
 from stages.distill.build import build_distill
+from stages.distill.imported import ImportedStage, read_imported
 from stages.media.probe import NOTHING_TAKEN_DOWN, ProbeStage, TakenDown
 from stages.policy import Policy, load_policy
 from stages.refine.stage import build_refine
@@ -128,6 +129,7 @@ class Stages:
     refine: Stage
     chunk: Stage
     distill: dict[tuple[Task, Language], Stage]
+    imported: Stage
     score: dict[str, Stage]
 
 
@@ -161,6 +163,7 @@ def build_stages(
             )
             for pair in sorted(pairs)
         },
+        imported=ImportedStage(),
         score={
             group: build_score(group, config.score, config.storage_options, ledger)
             for group in active_groups(config.score)
@@ -175,7 +178,7 @@ def source_fingerprint(name: str) -> bytes:
 
 def fingerprints_of(config: EngineConfig, stages: Stages) -> dict[str, str]:
     """The fingerprints (hexadecimal) of everything whose rows are made one by one, by name."""
-    named = {"probe": stages.probe, "refine": stages.refine, "chunk": stages.chunk}
+    named = {"probe": stages.probe, "refine": stages.refine, "chunk": stages.chunk, "import": stages.imported}
     named |= {f"distill/{task}/{language}": stage for (task, language), stage in stages.distill.items()}
     named |= {f"score/{group}": stage for group, stage in stages.score.items()}
     found = {name: fingerprint(stage).hex() for name, stage in named.items()}
@@ -264,14 +267,19 @@ class Corpus:
 
     def distill_units(self, pair: tuple[Task, Language], masked: pl.DataFrame, events: pl.DataFrame) -> pa.Table:
         """Units of one task and language from these masked regions and events."""
-        default, asked = self.config.default_asked(), self.config.asked()
-        wanted = corpus.asked_of(masked, asked, default, *pair)
+        wanted = self._asked(pair, masked)
         return corpus.distill_units(wanted, events, *pair, self.stages.distill[pair].unit)
 
     def translation_units(self, pair: tuple[Task, Language], captions: pl.DataFrame) -> pa.Table:
         """Units of one task in a language into which these English captions are translated."""
-        wanted = corpus.asked_of(self.masked, self.config.asked(), self.config.default_asked(), *pair)
+        wanted = self._asked(pair, self.masked)
         return corpus.translation_units(wanted, captions, *pair, self.stages.distill[pair].unit)
+
+    def _asked(self, pair: tuple[Task, Language], masked: pl.DataFrame) -> pl.DataFrame:
+        """The regions of which this is asked: what has been imported is not."""
+        wanted = corpus.asked_of(masked, self.config.asked(), self.config.default_asked(), *pair)
+        there = self.brought.filter((pl.col("task") == pair[0]) & (pl.col("language") == pair[1]))
+        return wanted.join(there, on=["source", "source_id"], how="anti", maintain_order="left")
 
     @cached_property
     def distill(self) -> dict[tuple[Task, Language], Step]:
@@ -286,10 +294,27 @@ class Corpus:
         return steps
 
     @cached_property
+    def brought(self) -> pl.DataFrame:
+        """The captions that sources bring along (`stages.distill.imported`)."""
+        files = {source.name: source.captions.imported for source in self.config.sources}
+        return read_imported({name: path for name, path in files.items() if path}, self.config.storage_options)
+
+    @cached_property
+    def imported(self) -> Step:
+        stage = self.stages.imported
+        units = corpus.imported_units(self.masked, self.chunk.rows, self.brought, stage.unit)
+        return self.step("distill/imported", stage, units, Caption)
+
+    @property
+    def captioning(self) -> list[Step]:
+        """All steps that make captions: those that ask for them, and the imported ones where there are any."""
+        return [*self.distill.values(), *([self.imported] if len(self.brought) else [])]
+
+    @cached_property
     def captions(self) -> pl.DataFrame:
         """The current captions of all tasks and languages, all statuses."""
         empty = pl.DataFrame(pl.from_arrow(arrow_schema(Caption).empty_table()))
-        return pl.concat([empty, *(step.rows for step in self.distill.values())])
+        return pl.concat([empty, *(step.rows for step in self.captioning)])
 
     @cached_property
     def score(self) -> dict[str, Step]:

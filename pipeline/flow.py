@@ -47,7 +47,17 @@ def refine_to_distill(session: Session, names: Collection[str]) -> None:
                 after = "chunk" if pair[0] in corpus.VIDEO_TASKS and with_chunk else "refine" if refining else None
             nodes.append(_node(session, step, after, _distill_of(session, now, pair, after)))
     session.run_nodes(nodes)
+    if with_distill:
+        commit_imported(session)
     session.snapshot()
+
+
+def commit_imported(session: Session) -> None:
+    """Makes rows of the captions that sources bring along; asks nobody."""
+    now = session.corpus()
+    if len(now.brought):
+        session.run_nodes([_node(session, now.imported)])
+        session.snapshot()
 
 
 def score_captions(session: Session) -> None:

@@ -40,7 +40,7 @@ def pack_frames(now: Corpus, policy: Policy) -> PackFrames:
 def pack_inputs(now: Corpus, policy: Policy) -> str:
     """The digest of all that a pack is made from: where it is as it was, the pack is the one that there is."""
     stage = build_pack(now.config.pack, now.config.run, now.config.storage_options)
-    seen = [step.fingerprint for step in (now.refine, now.chunk, *now.distill.values())]
+    seen = [step.fingerprint for step in (now.refine, now.chunk, *now.captioning)]
     names = ("media_key", "uri", "group_key", "encoding", "orientation", "fps", "digest")
     media = digest_columns({name: now.media[name].to_arrow() for name in names})
     tables = [

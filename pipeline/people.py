@@ -13,7 +13,7 @@ from stages.review import human_captions, verdict_rows
 
 def take_verdicts(session: Session, judged: pl.DataFrame) -> None:
     """Commits corrections as further attempts at their captions, then the verdicts on the texts as they are now."""
-    for step in session.corpus().distill.values():
+    for step in session.corpus().captioning:
         session.commit_attempts("review", step, human_captions(step.rows, judged))
     said = verdict_rows(session.corpus().captions, judged)
     if len(said):

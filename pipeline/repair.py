@@ -29,7 +29,7 @@ def rescue(session: Session, max_attempts: int = 3) -> pl.DataFrame:
 
 
 def _strip(session: Session, plan: pl.DataFrame) -> None:
-    for step in session.corpus().distill.values():
+    for step in session.corpus().captioning:
         session.commit_attempts("rescue", step, strip_openers(step.rows, plan))
 
 

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.base import Record
+from schemas.base import PathStr, Record
 
 ChunkBackend = Literal["motion", "shots", "uniform", "teacher", "file"]
 
@@ -57,7 +57,7 @@ class ChunkConfig(Record):
     min_absent_s: float = Field(default=0.4, gt=0)
     merge: bool = True
     uniform_s: float = Field(default=4.0, gt=0)
-    file: str | None = None
+    file: PathStr | None = None
     motion: MotionConfig = MotionConfig()
     shots: ShotsConfig = ShotsConfig()
 

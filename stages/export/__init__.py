@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stages.export.pam_export import PamExport, PamExportConfig, export_pam
-from stages.export.pam_import import PamImport, import_pam, imported_captions
+from stages.export.pam_import import PamImport, import_config, import_pam
 from stages.export.pam_validate import Problem, validate_pam
 
 __all__ = [
@@ -12,7 +12,7 @@ __all__ = [
     "PamImport",
     "Problem",
     "export_pam",
+    "import_config",
     "import_pam",
-    "imported_captions",
     "validate_pam",
 ]

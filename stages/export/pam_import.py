@@ -1,7 +1,8 @@
 """PAM's annotation files, as released or as exported, back into regions and captions.
 
-`import_pam` writes `regions.jsonl` (the `regions` source format, so that ingest reads it like any other source) and
-`captions.parquet`; after ingest, `imported_captions` gives the captions their region keys.
+`import_pam` writes a source: `regions.jsonl` (format `regions`, so that ingest reads it like any other), the captions
+of these regions as `captions.parquet` (`captions.imported` of the source, see `stages.distill.imported`), and the
+events of streams as `spans.jsonl` (chunk back end `file`). `import_config` is the run configuration that uses them.
 """
 
 from __future__ import annotations
@@ -14,19 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import pyarrow as pa
+import yaml
 
-from schemas.arrow import to_table
 from schemas.base import Record
-from schemas.caption import NO_EVENT, Caption
+from schemas.caption import NO_EVENT
 from schemas.keys import digest_value
+from stages.distill.imported import CAPTIONS_SCHEMA
 from stages.export.pam_text import Asked, read_turn
 from stages.export.pam_validate import Problem, validate_pam
+from stages.ingest.listing import Folder, MediaRoots, tails
 from stages.pack.tar import placed, write_bytes
 
 _KNOWN = {"id", "type", "image", "image_root", "frames", "conversations", "bbox", "points", "labels"}
 _NUMBER = re.compile(r"(\d+)$")
-TEACHER = "pam-data"
+FPS = 24.0
+REGIONS, CAPTIONS, SPANS, CONFIG = "regions.jsonl", "captions.parquet", "spans.jsonl", "corpus.yaml"
 
 
 class PamImport(Record):
@@ -43,25 +46,30 @@ class PamImport(Record):
     problems: dict[str, list[Problem]]
 
 
-def import_pam(files: Sequence[str | Path], out: str | Path) -> PamImport:
-    """Reads annotation files and writes `regions.jsonl` and `captions.parquet` into a folder.
+def import_pam(files: Sequence[str | Path], out: str | Path, media: Sequence[str] = (), fps: float = FPS) -> PamImport:
+    """Reads annotation files and writes `regions.jsonl`, `captions.parquet` and `spans.jsonl` into a folder.
 
     Records of one target (same media, same prompt) become one region, whatever their tasks and languages. A streaming
     chain is recognised by its histories: a record whose previous caption is the answer of another one of the same
     video continues its chain, and the chain is one region with a box on the first frame of each event. Explain answers
     are kept as one text, since their separators are not documented. Unknown keys are kept as JSON in `extra`.
+
+    Paths are those of the machine on which a file was written. Under the roots `media` a picture is found by the
+    longest tail of its path, a frame by its place in its folder; without them paths stay, and a frame is numbered by
+    its name. `fps` is the rate of frame folders.
     """
     problems = {str(file): validate_pam(file, check_media=False) for file in files}
-    reader = _Reader()
+    reader = _Reader(_Places(media), fps)
     for file in files:
         bad = {problem.line for problem in problems[str(file)] if problem.severity == "error"}
         for line, record in _records(Path(file)):
             reader.add(file, line, record, line in bad)
     regions, captions = reader.finish()
     folder = Path(out)
-    lines = b"".join(json.dumps(region, ensure_ascii=False).encode() + b"\n" for region in regions)
-    write_bytes(str(folder / "regions.jsonl"), lines)
-    with placed(str(folder / "captions.parquet")) as stream:
+    for name, rows in ((REGIONS, regions), (SPANS, reader.spans())):
+        lines = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+        write_bytes(str(folder / name), lines)
+    with placed(str(folder / CAPTIONS)) as stream:
         captions.write_parquet(stream)
     return PamImport(
         records=reader.records,
@@ -73,32 +81,50 @@ def import_pam(files: Sequence[str | Path], out: str | Path) -> PamImport:
     )
 
 
-def imported_captions(captions: pl.DataFrame, regions: pl.DataFrame, source: str) -> pa.Table:
-    """`Caption` rows for imported captions whose regions have been ingested under the source's name.
+def import_config(out: str | Path, media: Sequence[str], run: str) -> str:
+    """The YAML of a run over what `import_pam` wrote into a folder: nothing is left out, nobody is asked.
 
-    `captions` is `captions.parquet`, `regions` the run's regions. Captions whose region is not there are left out.
+    Events are cut where the imported streams have them. `media` are the roots of the pictures, `run` is the run's
+    folder.
     """
-    known = regions.filter((pl.col("source") == source) & (pl.col("status") == "ok"))
-    joined = captions.join(known.select("source_id", "region_key", "media_key"), on="source_id", maintain_order="left")
-    return to_table([_caption_row(row) for row in joined.iter_rows(named=True)], Caption)
+    source = {
+        "name": "pam",
+        "format": "regions",
+        "annotations": REGIONS,
+        "media": list(media),
+        "captions": {"imported": CAPTIONS},
+    }
+    config: dict[str, Any] = {
+        "run": run,
+        "sources": [source],
+        "select": {"min_side": 1, "max_per_image": None, "duplicates": "keep_all"},
+        "refine": {"backend": "grabcut"},
+    }
+    if (Path(out) / SPANS).stat().st_size:
+        whole = {"min_s": 0.001, "max_s": 1e6, "min_absent_s": 1e6, "motion": {"pixels": False}}
+        config["chunk"] = {"backend": "file", "file": SPANS, **whole}
+    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
 
 
-def _caption_row(row: dict[str, Any]) -> Caption:
-    about = {name: row[name] for name in ("region_key", "task", "language", "event_index")}
-    return Caption(
-        input_digest=digest_value([row["region_key"], row["text"]]),
-        caption_key=digest_value(about),
-        media_key=row["media_key"],
-        text=row["text"],
-        history=row["history"],
-        label=row["text"] if row["task"] == "label" else None,
-        outcome="answer",
-        teacher=TEACHER,
-        model="released",
-        prompt_id=f"pam/{row['task']}-{row['language']}",
-        prompt_hash=digest_value(row["question"]),
-        **about,
-    )
+class _Places:
+    """Where the pictures of records are under the media roots; each path is looked up once."""
+
+    def __init__(self, roots: Sequence[str]) -> None:
+        self._roots = MediaRoots(tuple(roots)) if roots else None
+        self._folders: dict[str, tuple[str, Folder | None]] = {}
+
+    def image(self, path: str) -> str:
+        """The tail of the path that is a file under the roots; the path as it is where none is."""
+        roots = self._roots
+        return path if roots is None else next((tail for tail in tails(path) if roots.find(tail)), path)
+
+    def folder(self, path: str) -> tuple[str, Folder | None]:
+        """The same for a folder of frames, with what lies in it."""
+        if path not in self._folders:
+            roots = self._roots
+            found = ((tail, roots.folder(tail)) for tail in tails(path)) if roots is not None else ()
+            self._folders[path] = next(((tail, folder) for tail, folder in found if folder), (path.rstrip("/"), None))
+        return self._folders[path]
 
 
 def _records(path: Path) -> Iterator[tuple[int, Any]]:
@@ -120,13 +146,15 @@ def _records(path: Path) -> Iterator[tuple[int, Any]]:
 class _Reader:
     """Gathers records into regions."""
 
-    def __init__(self) -> None:
+    def __init__(self, places: _Places, fps: float) -> None:
+        self._places, self._fps = places, fps
         self.records = 0
         self.skipped: Counter[str] = Counter()
         self.unknown: Counter[str] = Counter()
         self._regions: dict[str, dict[str, Any]] = {}
         self._captions: list[dict[str, Any]] = []
         self._chained: list[dict[str, Any]] = []
+        self._spans: dict[str, list[list[float]]] = {}
 
     def add(self, file: str | Path, line: int, record: Any, bad: bool) -> None:
         self.records += 1
@@ -140,7 +168,7 @@ class _Reader:
             return
         extra = {name: value for name, value in record.items() if name not in _KNOWN}
         self.unknown.update(extra.keys())
-        item = _item(record, asked, extra, f"{Path(file).name}:{line}")
+        item = _item(record, asked, extra, f"{Path(file).name}:{line}", self._places)
         (self._chained if record["type"] == "video" else self._captions).append(item)
 
     def finish(self) -> tuple[list[dict[str, Any]], pl.DataFrame]:
@@ -152,17 +180,30 @@ class _Reader:
             item["source_id"] = self._region(item, [item])
         for chain in chains:
             source_id = self._region(chain[0], chain)
+            self._cut(source_id, chain)
             for index, item in enumerate(chain):
                 streamed = len(chain) > 1
                 item |= {"source_id": source_id, "task": "stream" if streamed else "video"}
                 item["event_index"] = index if streamed else NO_EVENT
                 self._captions.append(item)
-        rows = [{name: item[name] for name in _CAPTIONS} for item in self._captions]
-        captions = pl.DataFrame(rows, schema=_CAPTIONS, orient="row")
+        rows = [{name: item[name] for name in CAPTIONS_SCHEMA} for item in self._captions]
+        captions = pl.DataFrame(rows, schema=CAPTIONS_SCHEMA, orient="row")
         once = captions.unique(["source_id", "task", "language", "event_index"], keep="first", maintain_order=True)
         if len(once) < len(captions):
             self.skipped["repeated"] += len(captions) - len(once)
         return [self._regions[key] for key in sorted(self._regions)], once
+
+    def spans(self) -> list[dict[str, Any]]:
+        """The events of each video region in seconds, as chunk's back end `file` reads them."""
+        return [{"source_id": key, "spans": self._spans[key]} for key in sorted(self._spans)]
+
+    def _cut(self, source_id: str, chain: list[dict[str, Any]]) -> None:
+        """Events follow each other without gaps; of several chains of a region the longest tells them."""
+        starts = [item["start_frame"] / self._fps for item in chain]
+        ends = [*starts[1:], (chain[-1]["end_frame"] + 1) / self._fps]
+        spans = [[start, end] for start, end in zip(starts, ends, strict=True)]
+        if len(spans) > len(self._spans.get(source_id, [])):
+            self._spans[source_id] = spans
 
     def _region(self, item: dict[str, Any], chain: list[dict[str, Any]]) -> str:
         """The id of the region that a record, or a chain, is about; makes it where it is new."""
@@ -176,6 +217,8 @@ class _Reader:
         elif item["task"] == "label":
             hint = {"kind": "label", "language": item["language"], "text": item["text"]}
             region["hints"] = [*region.get("hints", []), hint]
+        if item["start_frame"] is not None:
+            region["fps"] = self._fps
         if len(chain) > 1:
             region["track"] = [
                 {"frame_index": each["frame_index"], "box": each["box"]} for each in chain if each["box"] is not None
@@ -183,15 +226,17 @@ class _Reader:
         return source_id
 
 
-def _item(record: dict[str, Any], asked: Asked, extra: dict[str, Any], where: str) -> dict[str, Any]:
+def _item(record: dict[str, Any], asked: Asked, extra: dict[str, Any], where: str, places: _Places) -> dict[str, Any]:
     video = record["type"] == "video"
     box, points, labels = (_first(record, name) for name in ("bbox", "points", "labels"))
-    frames = record.get("frames") or []
+    name, folder = places.folder(record["image_root"]) if video else (record["image"], None)
+    frames = record["frames"] if video else []
+    start, end = (_frame_index(frames[n], folder) if frames else None for n in (0, -1))
     return {
-        "media": record["image_root"].rstrip("/") + "/" if video else record["image"],
-        "frame_index": _frame_index(frames[0]) if video else 0,
-        "start_frame": _frame_index(frames[0]) if video else None,
-        "end_frame": _frame_index(frames[-1]) if video else None,
+        "media": name + "/" if video else places.image(name),
+        "frame_index": start or 0,
+        "start_frame": start,
+        "end_frame": end,
         "box": None if box is None else _xyxy(box),
         "points": None if points is None else [[*point, label] for point, label in zip(points, labels, strict=True)],
         "task": asked.task,
@@ -215,8 +260,11 @@ def _xyxy(box: Sequence[float]) -> list[float]:
     return [x, y, x + width, y + height]
 
 
-def _frame_index(name: str) -> int:
-    """The number in a frame's name (`00012.jpg` is frame 12 of the decode that PAM's own script makes)."""
+def _frame_index(name: str, folder: Folder | None) -> int:
+    """A frame's place in its folder; without one the number in its name (`00012.jpg` is frame 12 of the decode that
+    PAM's own script makes)."""
+    if folder is not None and Path(name).name in folder.names:
+        return folder.names.index(Path(name).name)
     found = _NUMBER.search(Path(name).stem)
     return int(found.group(1)) if found else 0
 
@@ -251,19 +299,3 @@ def _chains(items: list[dict[str, Any]]) -> tuple[list[list[dict[str, Any]]], in
 
 def _end(item: dict[str, Any], text: str) -> tuple[str, str, str]:
     return item["media"], item["language"], text.strip()
-
-
-_CAPTIONS = {
-    "source_id": pl.String,
-    "media": pl.String,
-    "task": pl.String,
-    "language": pl.String,
-    "event_index": pl.Int64,
-    "text": pl.String,
-    "history": pl.String,
-    "question": pl.String,
-    "start_frame": pl.Int64,
-    "end_frame": pl.Int64,
-    "where": pl.String,
-    "extra": pl.String,
-}

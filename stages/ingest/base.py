@@ -17,7 +17,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from schemas.arrow import arrow_schema
-from schemas.base import Record
+from schemas.base import PathStr, Record
 from schemas.caption import Language, Task
 from schemas.geometry import Point, Rle, TrackPoint
 from schemas.media import MediaKind
@@ -38,7 +38,8 @@ class SourceCaptions(BaseModel):
     """What is asked of this source, in place of the run's `captions`.
 
     `hints` are the kinds of hints that the teacher is told, in this order. Tasks and hints that are not given are those
-    of the format's recipe (`configs/sources.yaml`).
+    of the format's recipe (`configs/sources.yaml`). `imported` is a `captions.parquet` of `perceive import`: its
+    captions are taken as they are, and a source that names no tasks is asked nothing beside them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,6 +47,7 @@ class SourceCaptions(BaseModel):
     tasks: tuple[Task, ...] | None = None
     languages: tuple[Language, ...] | None = None
     hints: tuple[HintKind, ...] | None = None
+    imported: PathStr | None = None
 
 
 _REFER_DATASET = re.compile(r"ref(?:coco(?:g|\+)?|clef)(?![a-z+])", re.IGNORECASE)

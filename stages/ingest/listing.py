@@ -19,6 +19,7 @@ from fsspec.core import url_to_fs
 from schemas.keys import digest_value
 
 _TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_MAX_TAIL = 6
 
 
 class Listed(NamedTuple):
@@ -61,10 +62,13 @@ class MediaRoots:
 
     def find(self, *names: str) -> Listed | None:
         """The first of the names that is a file: as a path within the root, or as the tail of exactly one path."""
+        files = self.files
         for name in names:
+            if name in files:  # a listed path as it stands needs no cleaning
+                return files[name]
             path = clean(name)
-            if path is not None and path in self.files:
-                return self.files[path]
+            if path is not None and path in files:
+                return files[path]
         for name in names:
             path = clean(name)
             found = self._tail(path) if path is not None else None
@@ -117,6 +121,12 @@ def clean(name: str) -> str | None:
     if not name.strip() or path in (".", "..") or path.startswith(("/", "../")) or "\0" in path or "::" in path:
         return None
     return path
+
+
+def tails(path: str) -> list[str]:
+    """The tails of a path of another machine, the longest first; at most six names deep."""
+    parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    return ["/".join(parts[-length:]) for length in range(min(len(parts), _MAX_TAIL), 0, -1)]
 
 
 def is_archive(root: str) -> bool:

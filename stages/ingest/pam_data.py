@@ -18,10 +18,9 @@ from stages.ingest import jsonstream
 from stages.ingest.base import Adapter, Source, SourceError, batches, numbers, xywh
 from stages.ingest.coco import bad, hint, listed
 from stages.ingest.jsonstream import BadItem
-from stages.ingest.listing import Folder
+from stages.ingest.listing import Folder, tails
 from stages.media.probe import ListedMedia
 
-_MAX_TAIL = 6
 _FIRST_CJK, _LAST_CJK = "\u4e00", "\u9fff"
 
 
@@ -34,14 +33,8 @@ def _media(source: Source) -> Iterator[ListedMedia]:
             yield entry
 
 
-def _tails(path: str) -> list[str]:
-    """The path's tails, the longest first."""
-    parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-    return ["/".join(parts[-length:]) for length in range(min(len(parts), _MAX_TAIL), 0, -1)]
-
-
 def _folder(source: Source, path: str) -> Folder | None:
-    return next((found for tail in _tails(path) if (found := source.roots.folder(tail)) is not None), None)
+    return next((found for tail in tails(path) if (found := source.roots.folder(tail)) is not None), None)
 
 
 def _listed(source: Source, record: Any) -> ListedMedia | None:
@@ -55,9 +48,9 @@ def _listed(source: Source, record: Any) -> ListedMedia | None:
         fps = float(source.config.options.get("fps", 24.0))
         return listed(source, folder.uri, path, "video", num_bytes=folder.num_bytes, etag=folder.etag, fps=fps)
     path = record.get("image")
-    if not isinstance(path, str) or not _tails(path):
+    if not isinstance(path, str) or not tails(path):
         return None
-    found = source.roots.find(*_tails(path))
+    found = source.roots.find(*tails(path))
     if found is None:
         return listed(source, source.roots.missing_uri(posixpath.basename(path)), path, missing=True)
     return listed(source, found.uri, path, num_bytes=found.num_bytes, etag=found.etag)

@@ -48,10 +48,14 @@ def recipes() -> dict[str, Recipe]:
 def with_recipe(source: SourceConfig, recipe: Recipe, tasks: bool = True) -> SourceConfig:
     """The source with the hints, the licence and (where `tasks`) the tasks of its recipe, as far as it names none."""
     own = source.captions
+    asked = own.tasks
+    if asked is None and own.imported is None and tasks:
+        asked = recipe.tasks or None
     captions = SourceCaptions(
-        tasks=own.tasks if own.tasks is not None or not tasks else recipe.tasks or None,
+        tasks=asked,
         languages=own.languages,
         hints=recipe.hints if own.hints is None else own.hints,
+        imported=own.imported,
     )
     licence = recipe.licence if source.licence is None else source.licence
     return source.model_copy(update={"captions": captions, "licence": licence})

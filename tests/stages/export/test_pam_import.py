@@ -6,11 +6,9 @@ import json
 
 import polars as pl
 import pytest
+import yaml
 
-from schemas.arrow import from_table
-from schemas.caption import Caption
-from schemas.keys import digest_columns
-from stages.export import export_pam, import_pam, imported_captions
+from stages.export import export_pam, import_config, import_pam
 from stages.pack import PackConfig, plan_pack
 
 
@@ -53,26 +51,30 @@ def test_records_of_one_target_are_one_region(files, tmp_path):
     ]
 
 
-def test_captions_get_the_keys_of_their_regions(files, tmp_path):
-    import_pam(files, tmp_path / "in")
-    captions = pl.read_parquet(tmp_path / "in" / "captions.parquet")
-    ids = captions["source_id"].unique(maintain_order=True)
-    regions = pl.DataFrame(
-        {
-            "source": ["pam"] * len(ids),
-            "source_id": ids,
-            "status": ["ok"] * len(ids),
-            "region_key": [bytes([n]) * 16 for n in range(len(ids))],
-            "media_key": [bytes([n + 9]) * 16 for n in range(len(ids))],
-        }
-    )
-    table = imported_captions(captions, regions, "pam")
-    rows = from_table(table, Caption)
-    assert len(rows) == 14
-    assert {row.teacher for row in rows} == {"pam-data"}
-    keys = digest_columns({name: table[name] for name in ("region_key", "task", "language", "event_index")})
-    assert table["caption_key"].to_pylist() == keys.to_pylist()
-    assert len(imported_captions(captions, regions.head(1), "pam")) < 14
+def test_pictures_are_found_by_the_tail_of_their_path(explained, files, tmp_path):
+    written = tmp_path / "elsewhere.jsonl"
+    records = [record for path in files for record in lines(path)]
+    for record in records:
+        for name in {"image", "image_root"} & set(record):
+            record[name] = "/mnt/release" + record[name].removeprefix(str(tmp_path / "pam"))
+    written.write_text("\n".join(map(json.dumps, records)), "utf-8")
+    import_pam([written], tmp_path / "in", [str(tmp_path / "pam")], fps=10)
+    regions = lines(tmp_path / "in" / "regions.jsonl")
+    assert sorted(region["media"].split("/")[0] for region in regions) == ["frames", "images"]
+    assert all((tmp_path / "pam" / region["media"]).exists() for region in regions)
+    # Only the frames that were exported are there: they are counted by their places in the folder.
+    clip = next(region for region in regions if region["media"].endswith("/"))
+    names = sorted(path.name for path in (tmp_path / "pam" / clip["media"]).iterdir())
+    assert [point["frame_index"] for point in clip["track"]] == [0, names.index("00020.jpg")]
+
+
+def test_streams_keep_their_events_for_chunking(files, tmp_path):
+    import_pam(files, tmp_path / "in", fps=10)
+    (clip,) = lines(tmp_path / "in" / "spans.jsonl")
+    assert clip["spans"] == [[0.0, 2.0], [2.0, 4.0]]
+    config = yaml.safe_load(import_config(tmp_path / "in", ["photos"], "run"))
+    assert config["chunk"]["file"] == "spans.jsonl"
+    assert config["sources"][0]["captions"] == {"imported": "captions.parquet"}
 
 
 def test_bad_and_foreign_records_are_counted_and_unknown_keys_kept(files, tmp_path):
