@@ -30,6 +30,8 @@ from stages.media.images import read_bytes
 from stages.media.probe import ListedMedia
 
 _SPLITS = {"0": "train", "1": "test"}
+_MOST_VALUES = 1 << 28
+"""A file of a frame has a few masks of its size; one that claims more values than this is damaged."""
 
 
 def _video(source: Source, video: str) -> ListedMedia:
@@ -143,9 +145,13 @@ def read_instances(data: bytes) -> dict[int, NDArray[np.bool_]]:
         raise SourceError("format a2d reads HDF5 files: pip install 'perceive-engine[a2d]' (or h5py)") from error
     try:
         with h5py.File(io.BytesIO(data), "r") as file:
+            for name in ("instance", "reMask"):
+                size = getattr(file[name], "size", None)  # None of a group, and of a dataset without a shape
+                if size is None or size > _MOST_VALUES:
+                    raise ValueError(f"{name} is no array, or one of {size} values")
             ids = np.asarray(file["instance"]).ravel().astype(int)
             masks = np.asarray(file["reMask"]) > 0
-    except (OSError, KeyError, TypeError) as error:
+    except (OSError, KeyError, TypeError, RuntimeError, OverflowError) as error:
         raise ValueError(f"no instances can be read: {error}") from error
     return instance_masks(ids, masks)
 

@@ -6,6 +6,7 @@ import io
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -185,7 +186,6 @@ def a2d(tmp_path: Path) -> SourceConfig:
 
 
 def test_a2d_masks_are_transposed_and_frames_count_from_one(tmp_path, rows_of):
-    h5py = pytest.importorskip("h5py", reason="HDF5 files need h5py")
     config = a2d(tmp_path)
     masks = np.zeros((2, 64, 48), np.uint8)
     masks[0, 4:16, 6:16] = 1
