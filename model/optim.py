@@ -41,8 +41,7 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.A
         {"params": [p for p in learning if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    fused = learning[0].is_cuda
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=config.betas, fused=fused)
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=config.betas, fused=True)
 
 
 def rate(config: OptimizerConfig, progress: float) -> float:
