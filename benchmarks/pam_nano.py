@@ -81,7 +81,8 @@ def main() -> None:
 
         sam = FrozenSam(build_nano().to(device))
     else:
-        sam = load_sam("nano", device)
+        assert config.start.fresh is not None, "the configuration names its SAM 2 in start.fresh"
+        sam = load_sam(config.start.fresh.sam, device)
     result = train(config, sam)
     print(result)
     from model import checkpoint
