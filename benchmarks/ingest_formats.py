@@ -1,9 +1,9 @@
 """Speed and memory of each adapter on synthetic files, a process each: rows a second of processor time.
 
-    python benchmarks/ingest_formats.py [--rows 50000] [--only openimages]
+    python benchmarks/ingest_formats.py [--rows 50000] [--only openimages ...]
 
 The best of three passes after imports, without the write. Media are empty or absent files with made-up probes; a row of
-a video format carries a track of 40 frames. `a2d` is not among them: its masks are HDF5, which needs h5py.
+a video format carries a track of 40 frames, of `a2d` masks on 4 frames. `--only` names one format or several.
 """
 
 from __future__ import annotations
@@ -155,6 +155,24 @@ def bensmot(folder: Path, rows: int) -> dict[str, object]:
     return {"annotations": str(folder / "media")}
 
 
+def a2d(folder: Path, rows: int) -> dict[str, object]:
+    import h5py
+
+    masks = np.zeros((PER_MEDIA, 640, 480), np.uint8)  # instances, columns, rows
+    masks[:, 20:110, 40:240] = 1
+    videos = range(rows // PER_MEDIA)
+    for n in videos:
+        (folder / "h5" / f"v{n}").mkdir(parents=True)
+        for frame in (1, 11, 21, 31):
+            with h5py.File(folder / "h5" / f"v{n}" / f"{frame:05d}.h5", "w") as file:
+                file["instance"], file["reMask"] = np.arange(PER_MEDIA), masks
+    (folder / "videoset.csv").write_text("".join(f"v{n},12,0:00,0:03,480,640,40,4,0\n" for n in videos))
+    lines = "".join(f"v{n},{k},the man number {k} waves\n" for n in videos for k in range(PER_MEDIA))
+    (folder / "sentences.txt").write_text("video_id,instance_id,query\n" + lines)
+    files = {"videos": "videoset.csv", "sentences": "sentences.txt", "instances": "h5"}
+    return {"annotations": {role: str(folder / name) for role, name in files.items()}}
+
+
 def openimages(folder: Path, rows: int) -> dict[str, object]:
     with (folder / "boxes.csv").open("w") as out:
         out.write("ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf\n")
@@ -207,7 +225,7 @@ WRITERS: dict[str, tuple[Callable[[Path, int], dict[str, object]], float]] = {
     "grefcoco": (grefcoco, 1.0), "google_refexp": (google_refexp, 1.0), "reftext": (reftext, 1.0),
     "rexverse": (rexverse, 1.0), "regions": (regions, 1.0), "sav": (sav, 0.01), "davis": (palette, 0.01),
     "youtube_vos": (palette, 0.01), "lv_vis": (lv_vis, 0.01), "vidstg": (vidstg, 0.04), "hc_stvg": (hc_stvg, 0.04),
-    "bensmot": (bensmot, 0.04), "pam_data": (pam_data, 1.0),
+    "bensmot": (bensmot, 0.04), "a2d": (a2d, 0.02), "pam_data": (pam_data, 1.0),
 }  # fmt: skip
 
 
@@ -243,7 +261,7 @@ def measure(name: str, rows: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=50_000)
-    parser.add_argument("--only", choices=sorted(WRITERS))
+    parser.add_argument("--only", choices=sorted(WRITERS), nargs="+")
     parser.add_argument("--part", choices=sorted(WRITERS))
     asked = parser.parse_args()
     if asked.part:
@@ -251,7 +269,7 @@ def main() -> None:
         measured["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps(measured))
         return
-    for name in [asked.only] if asked.only else WRITERS:
+    for name in asked.only or WRITERS:
         command = [sys.executable, __file__, "--part", name, "--rows", str(asked.rows)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         part = json.loads(done.stdout.splitlines()[-1])

@@ -29,7 +29,7 @@ class Answerer(Protocol):
     """What answers questions about taps: `Generator` here, or vLLM (`model.serve`)."""
 
     def __call__(self, video: bool, embed: torch.Tensor, tokens: torch.Tensor, users: Sequence[str], /) -> list[str]:
-        """One answer for each user turn (see `templates.user_text`) and its taps (B, F, ...)."""
+        """One answer for each user turn (see `prompts.pam.user_text`) and its taps (B, F, ...)."""
         ...
 
 
@@ -44,7 +44,7 @@ class Generator:
 
     @torch.no_grad()
     def __call__(self, video: bool, embed: torch.Tensor, tokens: torch.Tensor, users: Sequence[str]) -> list[str]:
-        """One answer for each user turn (see `templates.user_text`) and its taps (B, F, ...)."""
+        """One answer for each user turn (see `prompts.pam.user_text`) and its taps (B, F, ...)."""
         return self.after(video, embed, tokens, [encode_prompt(self.tokenizer, user) for user in users])
 
     @torch.no_grad()

@@ -42,7 +42,7 @@ class VllmGenerator:
 
     @torch.no_grad()
     def __call__(self, video: bool, embed: torch.Tensor, tokens: torch.Tensor, users: Sequence[str]) -> list[str]:
-        """One answer for each user turn (see `templates.user_text`) and its taps (B, F, ...)."""
+        """One answer for each user turn (see `prompts.pam.user_text`) and its taps (B, F, ...)."""
         ids = [encode_prompt(self.tokenizer, user) for user in users]
         batch = Batch(video, embed.to(self.pam.device), tokens.to(self.pam.device), ids)
         found = self.tokens(self.pam.assemble(batch))

@@ -16,8 +16,9 @@ def main(folder: Path) -> None:
     from model.generate import GenerationConfig
     from model.pam import Batch, Pam
     from model.serve import VllmGenerator, export_llm
-    from model.templates import encode_prompt, user_text
+    from model.templates import encode_prompt
     from model.tokenizer import train_tokenizer
+    from prompts.pam import user_text
 
     torch.manual_seed(0)
     tokenizer = train_tokenizer(["a red square on the left"], vocab_size=400)
