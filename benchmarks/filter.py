@@ -58,15 +58,23 @@ def scored(rows: int, policy: Policy) -> pl.DataFrame:
         }
     )
     known = all_columns()
+    place = frame.select(pl.struct("task", "language").rank("dense").cast(pl.Int64) - 1).to_series().to_numpy()
+    scopes = frame.select("task", "language").unique().sort("task", "language").rows()
     for column in dict.fromkeys(check.column for check in policy.checks if known[check.column].group in ALWAYS):
-        check = next(check for check in policy.checks if check.column == column)
-        high = check.max if check.max is not None else check.below
-        good = 0.5 * high if high is not None else 1.5 * float(next(iter(check.given().values())))
-        bad = 10 * high + 10 if high is not None else 0.0
-        values = np.where(rng.random(rows) < 0.01, bad, good)
+        good, bad = np.array([good_and_bad(policy, column, *scope) for scope in scopes]).T
+        values = np.where(rng.random(rows) < 0.01, bad[place], good[place])
         frame = frame.with_columns(pl.Series(column, values, dtype=pl.Float64))
         frame = frame.with_columns(pl.when(pl.Series(rng.random(rows) > 0.1)).then(column).alias(column))
     return frame
+
+
+def good_and_bad(policy: Policy, column: str, task: str, language: str) -> tuple[float, float]:
+    """A score that no check speaks against for captions of a task and language, and one that some check does."""
+    given = [check.bounds(None, task, language) or {} for check in policy.checks if check.column == column]
+    least = [bound for each in given for bound in (each.get("min"), each.get("above")) if bound is not None]
+    most = [bound for each in given for bound in (each.get("max"), each.get("below")) if bound is not None]
+    low, high = max(least, default=0), min(most, default=None)
+    return (2 * low + 1, -1.0) if high is None else ((low + high) / 2, 10 * high + 10)
 
 
 def plain(rows: list[dict[str, Any]], policy: Policy) -> int:

@@ -21,6 +21,7 @@ MAX_CHECKS = 60
 _BLOCK = 1 << 16
 """Rows that are looked at together: their scores fit a core's cache."""
 _THREADS = 2
+_MIX = np.uint64(0x9E3779B97F4A7C15)
 _LIMITS: dict[str, tuple[np.ufunc, float]] = {
     "min": (np.less, -np.inf),
     "max": (np.greater, np.inf),
@@ -79,9 +80,10 @@ def hits_of(frame: pl.DataFrame, policy: Policy) -> Hits:
         rows = slice(start, min(start + _BLOCK, len(frame)))
         said = np.zeros((2, 8, rows.stop - rows.start), np.uint8)
         for place, test in enumerate(tests):
-            hit, nothing = test.judge(rows, scope[rows])
-            said[0, place // 8] |= hit.view(np.uint8) << (place % 8)
-            said[1, place // 8] |= nothing.view(np.uint8) << (place % 8)
+            for plane, bits in zip(said[:, place // 8], test.judge(rows, scope[rows]), strict=True):
+                if bits is not None:
+                    # A product, since numpy shifts bytes one by one.
+                    plane |= bits.view(np.uint8) * np.uint8(1 << place % 8)
         said[0, :, lost[rows]], said[1, :, lost[rows]] = 0, 255
         spoke[rows], silent[rows] = (np.ascontiguousarray(part.T).view("<u8")[:, 0] for part in said)
 
@@ -92,19 +94,15 @@ def hits_of(frame: pl.DataFrame, policy: Policy) -> Hits:
 
 def number_scopes(frame: pl.DataFrame) -> tuple[Ints, list[Scope]]:
     """The number of each row's (source, task, language), and these."""
-    codes, sizes = np.zeros(len(frame), np.int64), 1
-    for name in SCOPE:
-        values = frame[name].cast(pl.Categorical).to_physical().cast(pl.Int64).fill_null(-1).to_numpy() + 1
-        size = int(values.max(initial=0)) + 1
-        codes, sizes = codes * size + values, sizes * size
-    # Few scopes among many rows: a table of those that occur is quicker than sorting the rows.
-    example = np.full(sizes, -1, np.int64)
-    example[codes] = np.arange(len(frame))
-    present = np.flatnonzero(example >= 0)
-    numbers = np.zeros(sizes, np.int64)
-    numbers[present] = np.arange(len(present))
-    shown = frame.select(pl.col(name).cast(pl.String) for name in SCOPE)[example[present].tolist()]
-    return numbers[codes], shown.rows() if len(present) else []
+    mixed = np.zeros(len(frame), np.uint64)
+    for name in SCOPE:  # 64 bits for a few dozen scopes: no two are taken for one
+        mixed = (mixed ^ frame[name].cast(pl.String).hash().to_numpy()) * _MIX
+    distinct = np.sort(pl.Series(mixed).unique().to_numpy())
+    numbers: Ints = np.searchsorted(distinct, mixed)
+    example = np.zeros(len(distinct), np.int64)
+    example[numbers] = np.arange(len(frame))
+    shown = frame.select(pl.col(name).cast(pl.String) for name in SCOPE)[example.tolist()]
+    return numbers, shown.rows() if len(distinct) else []
 
 
 @dataclass(frozen=True)
@@ -134,23 +132,23 @@ class _Test:
             scores, valid, offset = _buffers(_ranks(check, frame) if check.rank_by else frame[check.column])
         return cls(scores, valid, offset, tuple(limits), applies, check.on_null == "fail")
 
-    def judge(self, rows: slice, scope: Ints) -> tuple[Bools, Bools]:
-        """For a block of rows: against which this check speaks, and on which it is silent."""
-        size = rows.stop - rows.start
-        hit, nothing = np.zeros(size, np.bool_), np.ones(size, np.bool_)
+    def judge(self, rows: slice, scope: Ints) -> tuple[Bools | None, Bools]:
+        """For a block of rows: against which this check speaks (None: against none), and on which it is silent."""
+        hit: Bools | None = None
+        nothing = np.ones(rows.stop - rows.start, np.bool_)
         if self.scores is not None:
             values = self.scores[rows]
             for against, limits in self.limits:
-                hit |= against(values, limits[0] if (limits == limits[0]).all() else limits[scope])
-            nothing = np.isnan(values) if self.valid is None else np.isnan(values) | ~self._valid(rows)
-            hit &= ~nothing
+                beyond = against(values, limits[0] if (limits == limits[0]).all() else limits.take(scope))
+                hit = beyond if hit is None else hit | beyond
+            valid = values == values if self.valid is None else self._valid(rows) & (values == values)
+            hit = None if hit is None else hit & valid
+            nothing = ~valid
         if self.fails_on_null:
-            hit |= nothing
-            nothing = np.zeros(size, np.bool_)
+            hit, nothing = nothing if hit is None else hit | nothing, np.zeros_like(nothing)
         if not self.applies.all():
-            inside = self.applies[scope]
-            hit &= inside
-            nothing |= ~inside
+            inside = self.applies.take(scope)
+            hit, nothing = None if hit is None else hit & inside, nothing | ~inside
         return hit, nothing
 
     def _valid(self, rows: slice) -> Bools:

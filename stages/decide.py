@@ -67,11 +67,8 @@ def _decisions(frame: pl.DataFrame, hits: Hits, policy: Policy) -> pl.DataFrame:
     codes = np.zeros(len(frame), np.uint32)
     codes[spoken] = np.searchsorted(unique, hits.spoke[spoken]) + 1
     fates = [_fate(0, policy), *(_fate(int(value), policy) for value in unique)]
-    rows = pl.Series(codes)
-    fate = pl.DataFrame(
-        {"status": [f[0] for f in fates], "reason": [f[1] for f in fates], "reasons": [f[2] for f in fates]},
-        schema={"status": pl.String, "reason": pl.String, "reasons": pl.List(pl.String)},
-    ).select(pl.all().gather(rows))
+    kinds = {"status": pl.String(), "reason": pl.String(), "reasons": pl.List(pl.String)}
+    fate = pl.DataFrame([*zip(*fates, strict=True)], schema=kinds).select(pl.all().gather(pl.Series(codes)))
     lost = frame["status"] != "ok"
     if lost.any():
         own = frame.select("status", "reason", reasons=pl.concat_list("reason").list.drop_nulls())
@@ -142,16 +139,21 @@ def _overridden(decisions: pl.DataFrame, verdicts: pl.DataFrame) -> pl.DataFrame
 
 def _cut_chains(decisions: pl.DataFrame, frame: pl.DataFrame) -> pl.DataFrame:
     """Blocks kept events of a stream that follow one which is not kept."""
-    streams = frame.select("region_key", "language", "event_index", "task").with_row_index("_row")
-    streams = streams.with_columns(decisions["status"]).filter(pl.col("task") == "stream")
-    if not len(streams):
-        return decisions
+    streams = frame.select("region_key", "language", "event_index", lost=decisions["status"] != "ok").with_row_index(
+        "_row"
+    )
+    streams = streams.filter(frame["task"] == "stream")
     # Most chains have nothing to cut: hashes of their keys rule them out before the keys themselves are looked at.
-    lost, chain = pl.col("status") != "ok", pl.col("region_key").hash() ^ pl.col("language").hash()
-    late_events = (~lost & (pl.col("event_index") > pl.col("event_index").filter(lost).min())).any()
-    streams = streams.filter(late_events.over(chain))
-    first = streams.filter(lost).group_by("region_key", "language").agg(first=pl.col("event_index").min())
-    late = streams.join(first, on=["region_key", "language"]).filter(~lost & (pl.col("event_index") > pl.col("first")))
+    chain, event = pl.col("region_key").hash() ^ pl.col("language").hash(), pl.col("event_index")
+    known = streams.select("lost", "event_index", chain=chain).with_row_index("_place")
+    first = known.filter("lost").group_by("chain").agg(first=event.min())
+    late = known.filter(~pl.col("lost") & (event > 0)).join(first, on="chain").filter(event > pl.col("first"))
+    if not len(late):
+        return decisions
+    chains = streams[late["_place"]].select("region_key", "language").unique()
+    streams = streams.join(chains, on=["region_key", "language"], how="semi")
+    first = streams.filter("lost").group_by("region_key", "language").agg(first=event.min())
+    late = streams.join(first, on=["region_key", "language"]).filter(~pl.col("lost") & (event > pl.col("first")))
     if not len(late):
         return decisions
     cut = np.zeros(len(frame), np.bool_)
