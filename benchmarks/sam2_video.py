@@ -192,7 +192,7 @@ def peak(run: Any, device: torch.device) -> float:
     return torch.cuda.max_memory_allocated() / 2**30
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=["large", "tiny", "nano"], default="large")
     parser.add_argument("--frames", type=int, default=192)
@@ -203,63 +203,100 @@ def main() -> None:
     parser.add_argument("--compile", choices=["auto", "on", "off"], default="auto")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "sam2_bench")
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
-    args.folder.mkdir(parents=True, exist_ok=True)
-    width, height = (int(side) for side in args.resolution.split("x"))
-    count = args.objects
-    lines = [heading(f"SAM 2.1-{args.size} on a {args.resolution} video, {count} objects, random weights")]
+    return parser.parse_args()
 
-    def say(line: str) -> None:
+
+class Bench:
+    """The model, what it follows on which machine, and the lines said so far."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.width, self.height = (int(side) for side in args.resolution.split("x"))
+        title = f"SAM 2.1-{args.size} on a {args.resolution} video, {args.objects} objects, random weights"
+        self.lines = [heading(title)]
+        # Tracks of random weights would be doubted all the time.
+        self.config = RefineConfig(
+            backend="sam2",
+            checkpoint=str(random_checkpoint(args.size, args.folder)),
+            compile=args.compile,
+            jump_area=1e9,
+            jump_move=1e9,
+        )
+        self.device = resolve_device(args.device)
+        self.dtype = resolve_dtype("auto", self.device)
+        self.model = load_model(self.config.checkpoint, self.device)
+        self.model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.data.fill_(5.0)  # every object is there
+        self.boxes = boxes_for(3, args.objects)
+        size = [self.width, self.height, self.width, self.height]
+        self.first = [masks.from_box(tuple(box * size), self.height, self.width) for box in self.boxes]
+        compiled = args.compile == "on" or (args.compile == "auto" and self.device.type == "cuda")
+        self.encoder = Encoder(self.model, self.dtype, self.config.frame_batch, compiled)
+
+    def say(self, line: str) -> None:
+        """Prints a line and writes the result as far as it is known."""
         print(line, flush=True)
-        lines.append(line)
-        if args.out:
-            args.out.write_text("\n".join(lines) + "\n")
+        self.lines.append(line)
+        if self.args.out:
+            self.args.out.write_text("\n".join(self.lines) + "\n")
 
-    checkpoint = str(random_checkpoint(args.size, args.folder))
-    # Tracks of random weights would be doubted all the time.
-    config = RefineConfig(backend="sam2", checkpoint=checkpoint, compile=args.compile, jump_area=1e9, jump_move=1e9)
-    device = resolve_device(args.device)
-    dtype = resolve_dtype("auto", device)
-    model = load_model(config.checkpoint, device)
-    model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.data.fill_(5.0)  # every object is there, as a rule
-    boxes = boxes_for(3, count)
-    first = [masks.from_box(tuple(box * [width, height, width, height]), height, width) for box in boxes]
-    _, stills = write_video(args.folder, args.naive, width, height, with_stills=True)
-    loop = naive(model, stills, first, boxes, dtype)
+    def film(self, frames: int) -> Path:
+        return write_video(self.args.folder, frames, self.width, self.height)[0]
+
+
+def compare(bench: Bench) -> None:
+    """The naive loop and the stage, and the stage's memory for a video three times as long."""
+    args = bench.args
+    _, stills = write_video(args.folder, args.naive, bench.width, bench.height, with_stills=True)
+    loop = naive(bench.model, stills, bench.first, bench.boxes, bench.dtype)
     loop()
-    slow = args.naive / timed(loop, device)
-    say(f"naive, warm, {args.naive} frames: {slow:.1f} frames/s")
-
-    compiled = args.compile == "on" or (args.compile == "auto" and device.type == "cuda")
-    encoder = Encoder(model, dtype, config.frame_batch, compiled)
-    follow = OutlinedVideo(model, encoder, config)
-    follow.boxes = boxes
-    film, _ = write_video(args.folder, args.frames, width, height)
-    run = fast(follow, film, first, config, args.folder / "part.parquet")
+    slow = args.naive / timed(loop, bench.device)
+    bench.say(f"naive, warm, {args.naive} frames: {slow:.1f} frames/s")
+    follow = OutlinedVideo(bench.model, bench.encoder, bench.config)
+    follow.boxes = bench.boxes
+    out = args.folder / "part.parquet"
+    run = fast(follow, bench.film(args.frames), bench.first, bench.config, out)
     run()
     run()
-    rate = args.frames / min(timed(run, device) for _ in range(2))
-    tflop = TFLOP["encoder"] + count * TFLOP["memory attention"]
-    say(f"stage, MP4 to Parquet, {args.frames} frames: {rate:.1f} frames/s, {rate / slow:.1f} x naive")
+    rate = args.frames / min(timed(run, bench.device) for _ in range(2))
+    bench.say(f"stage, MP4 to Parquet, {args.frames} frames: {rate:.1f} frames/s, {rate / slow:.1f} x naive")
     if args.size == "large":
+        tflop = TFLOP["encoder"] + args.objects * TFLOP["memory attention"]
         share = rate * tflop / ROOFLINE_TFLOPS
-        say(f"    {rate * tflop:.0f} TFLOP/s at about {tflop:.1f} TFLOP a frame, {share:.0%} of the matrix rate")
-    alone = tracking_alone(model, encoder, first, 60 if device.type == "cuda" else 2)
-    say(f"    tracker alone, features given: {1e3 * alone:.1f} ms a frame")
-    with inference(device, dtype):
-        batch = torch.randn(config.frame_batch, 3, model.image_size, model.image_size, device=device)
-        encoder.features(batch)
-        took = min(timed(lambda: encoder.features(batch), device) for _ in range(3))
-    say(f"    encoder alone: {1e3 * took / len(batch):.1f} ms a frame")
-    video = Mp4(film)
-    took = timed(lambda: [video.frames(range(i, i + 16)) for i in range(0, args.naive, 16)], device)
-    say(f"    decode alone (one thread): {1e3 * took / args.naive:.1f} ms a frame")
-    long, _ = write_video(args.folder, 3 * args.frames, width, height)
-    both = (peak(run, device), peak(fast(follow, long, first, config, args.folder / "part.parquet"), device))
-    say(f"    device memory: {both[0]:.2f} GiB at most for {args.frames} frames, {both[1]:.2f} for {3 * args.frames}")
+        bench.say(f"    {rate * tflop:.0f} TFLOP/s at about {tflop:.1f} TFLOP a frame, {share:.0%} of the matrix rate")
+    longer = fast(follow, bench.film(3 * args.frames), bench.first, bench.config, out)
+    both = (peak(run, bench.device), peak(longer, bench.device))
+    bench.say(
+        f"    device memory: {both[0]:.2f} GiB at most for {args.frames} frames, {both[1]:.2f} for {3 * args.frames}"
+    )
+
+
+def take_apart(bench: Bench) -> None:
+    """What tracker, encoder and decoding take alone, and the kernels of memory attention on a GPU."""
+    args, device = bench.args, bench.device
+    alone = tracking_alone(bench.model, bench.encoder, bench.first, 60 if device.type == "cuda" else 2)
+    bench.say(f"    tracker alone, features given: {1e3 * alone:.1f} ms a frame")
+    with inference(device, bench.dtype):
+        batch = torch.randn(bench.config.frame_batch, 3, bench.model.image_size, bench.model.image_size, device=device)
+        bench.encoder.features(batch)
+        took = min(timed(lambda: bench.encoder.features(batch), device) for _ in range(3))
+    bench.say(f"    encoder alone: {1e3 * took / len(batch):.1f} ms a frame")
+    video = Mp4(bench.film(args.frames))
+    count = min(args.naive, args.frames)
+    took = timed(lambda: [video.frames(range(i, min(i + 16, count))) for i in range(0, count, 16)], device)
+    bench.say(f"    decode alone (one thread): {1e3 * took / count:.1f} ms a frame")
     if device.type == "cuda":
-        for name, ms in kernels(model, count):
-            say(f"    attention of one layer to full memories, {name}: {ms:.2f} ms (first choice: {KERNELS[0].name})")
+        for name, ms in kernels(bench.model, args.objects):
+            bench.say(
+                f"    attention of one layer to full memories, {name}: {ms:.2f} ms (first choice: {KERNELS[0].name})"
+            )
+
+
+def main() -> None:
+    args = arguments()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    bench = Bench(args)
+    compare(bench)
+    take_apart(bench)
 
 
 if __name__ == "__main__":
