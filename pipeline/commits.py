@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -158,8 +159,14 @@ def encode_part(rows: pa.Table) -> bytes:
 
 def identity(rows: pa.Table, key_field: str) -> str:
     """Hexadecimal digest of the set of rows: key, input digest, status and, where there is one, attempts."""
-    names = [name for name in (key_field, INPUT_DIGEST, "status", "attempts") if name in rows.column_names]
-    return set_digest(digest_columns({name: rows[name] for name in names})).hex()
+    fates = pl.DataFrame(pl.from_arrow(rows.select([n for n in ("status", "attempts") if n in rows.column_names])))
+    # Of millions of rows a few fates occur: each is digested once.
+    distinct = fates.unique()
+    digests = pl.Series("fate", digest_columns({name: distinct[name].to_arrow() for name in distinct.columns}))
+    told = fates.join(
+        distinct.with_columns(digests), on=distinct.columns, how="left", maintain_order="left", nulls_equal=True
+    )
+    return set_digest(rows[key_field], rows[INPUT_DIGEST], told["fate"].to_arrow()).hex()
 
 
 def parse_commit_path(path: str) -> tuple[str, str, int] | None:

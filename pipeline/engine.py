@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline import corpus
 from pipeline.config import EngineConfig
 from pipeline.tables import View, pending
-from schemas.arrow import arrow_schema
+from schemas.arrow import arrow_schema, no_rows
 from schemas.base import Row
 from schemas.caption import Caption, Language, Task
 from schemas.event import Event
@@ -109,7 +109,7 @@ def frame_of(
     prints = list(fingerprints)
     schema = arrow_schema(model)
     if not prints or not view.commits(table, prints):
-        return pl.DataFrame(pl.from_arrow(schema.empty_table()))
+        return pl.DataFrame(pl.from_arrow(no_rows(schema)))
     read = view.live if live else view.rows
     return read(table, prints, schema=schema).collect()
 
@@ -313,7 +313,7 @@ class Corpus:
     @cached_property
     def captions(self) -> pl.DataFrame:
         """The current captions of all tasks and languages, all statuses."""
-        empty = pl.DataFrame(pl.from_arrow(arrow_schema(Caption).empty_table()))
+        empty = pl.DataFrame(pl.from_arrow(no_rows(arrow_schema(Caption))))
         return pl.concat([empty, *(step.rows for step in self.captioning)])
 
     @cached_property

@@ -12,7 +12,7 @@ from pipeline.carry import carries
 from pipeline.engine import Corpus, Step, frame_of
 from pipeline.session import Session
 from pipeline.work import Node
-from schemas.arrow import arrow_schema
+from schemas.arrow import arrow_schema, no_rows
 from schemas.caption import Caption, Language, Task
 from schemas.event import Event
 from stages.base import AsyncStage, Stage
@@ -148,7 +148,7 @@ def _translation_of(session: Session, now: Corpus, pair: tuple[Task, Language]) 
 
 
 def _distill_of(session: Session, now: Corpus, pair: tuple[Task, Language], after: str | None) -> Derive:
-    none = pl.DataFrame(pl.from_arrow(arrow_schema(Event).empty_table()))
+    none = pl.DataFrame(pl.from_arrow(no_rows(arrow_schema(Event))))
 
     def from_masks(rows: pa.Table) -> pa.Table:
         return _fresh(now.distill[pair], now.distill_units(pair, _masked_by(now, rows), none))

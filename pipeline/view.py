@@ -12,6 +12,7 @@ import pyarrow as pa
 from pipeline.commits import INPUT_DIGEST, Commit, RunError
 from pipeline.snapshot import Snapshot, live, read_tombstones
 from pipeline.store import Store
+from schemas.arrow import no_rows
 from schemas.base import SCHEMA_VERSION
 from schemas.keys import digest_value
 
@@ -79,7 +80,7 @@ class View:
                 raise LookupError(
                     f"{self.store.url} has no rows of that fingerprint in table {table!r}; give `schema` for none"
                 )
-            frame = pl.DataFrame(pl.from_arrow(schema.empty_table())).lazy()
+            frame = pl.DataFrame(pl.from_arrow(no_rows(schema))).lazy()
             return frame if columns is None else frame.select(columns)
         _check_versions(commits)
         superseded = self._superseded_rows(table, commits)
@@ -155,7 +156,7 @@ def _scan(store: Store, commits: Sequence[Commit], schema: pa.Schema | None) -> 
         parts = [store.full(path) for path in paths]
         return pl.scan_pyarrow_dataset(pads.dataset(parts, schema, filesystem=store.fs))
     if schema is not None:
-        columns = pl.DataFrame(pl.from_arrow(schema.empty_table())).schema
+        columns = pl.DataFrame(pl.from_arrow(no_rows(schema))).schema
     else:
         columns = pl.scan_parquet(store.address(paths[-1]), glob=False, storage_options=options).collect_schema()
     return pl.scan_parquet(

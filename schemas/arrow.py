@@ -39,6 +39,11 @@ def from_table(table: pa.Table, model: type[R]) -> list[R]:
     return TypeAdapter(list[model]).validate_python(table.to_pylist())  # type: ignore[valid-type]
 
 
+def no_rows(schema: pa.Schema) -> pa.Table:
+    """An empty table. Not `schema.empty_table()`, which brings pandas along: a second of every command."""
+    return pa.Table.from_batches([], schema)
+
+
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """The table with exactly the columns of `schema`, cast to its types; absent nullable columns become null.
 
