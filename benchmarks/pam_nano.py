@@ -21,6 +21,8 @@ from typing import get_args
 import torch
 import yaml
 
+from model import checkpoint, metrics
+from model.answers import Answer
 from model.corpus import ShardCorpus
 from model.evaluate import EvalConfig, predict, read_answers, score, write_answers, write_report
 from model.generate import GenerationConfig
@@ -30,6 +32,7 @@ from model.train import train
 from model.train_config import TrainConfig
 from model.vision import FrozenSam, load_sam
 from schemas.caption import Task
+from stages.sam2.nano import build_nano
 
 
 def draw(folder: Path, images: int, clips: int, held_images: int, held_clips: int, processes: int) -> None:
@@ -41,7 +44,7 @@ def draw(folder: Path, images: int, clips: int, held_images: int, held_clips: in
     )
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path)
     parser.add_argument("--out", type=Path)
@@ -56,7 +59,40 @@ def main() -> None:
     parser.add_argument("--draw-only", action="store_true")
     parser.add_argument("--random-sam", action="store_true", help="a nano SAM 2 with random weights (trials only)")
     parser.add_argument("--score", type=Path, help="only score an answers.jsonl")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def eye(config: TrainConfig, device: str, random: bool) -> FrozenSam:
+    """The SAM 2 that the configuration names, or one of its size with random weights."""
+    if random:
+        return FrozenSam(build_nano().to(device))
+    assert config.start.fresh is not None, "the configuration names its SAM 2 in start.fresh"
+    return load_sam(config.start.fresh.sam, device)
+
+
+def learn_and_answer(args: argparse.Namespace, data: Path) -> list[Answer]:
+    """Trains on the drawn shards and answers the held-out captions of the tasks that were learnt."""
+    config = TrainConfig.model_validate(
+        yaml.safe_load(args.config.read_text()) | {"output": args.out / "run", "max_seconds": args.seconds}
+    )
+    config = config.model_copy(update={"data": config.data.model_copy(update={"shards": [str(data / "train")]})})
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    sam = eye(config, device, args.random_sam)
+    result = train(config, sam)
+    print(result)
+    pam, tokenizer = checkpoint.load(result.checkpoint, device)
+    answering = PAM(pam, sam, tokenizer, GenerationConfig(max_new_tokens=110))
+    began = time.monotonic()
+    held = ShardCorpus([str(data / "held")], clip_frames=config.data.clip_frames)
+    learned = [task for task in get_args(Task) if config.data.mixture.tasks.get(task, 1.0) > 0]
+    asked = EvalConfig(tasks=learned, limit=args.limit, batch=200 if device == "cuda" else 16)
+    answers = predict(answering, held, asked)
+    print(f"{len(answers)} answers in {time.monotonic() - began:.0f} s")
+    return answers
+
+
+def main() -> None:
+    args = arguments()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if args.score:
         report = score(read_answers(args.score), "nano PAM")
@@ -71,43 +107,18 @@ def main() -> None:
         print(f"drew {args.images} pictures and {args.clips} clips in {time.monotonic() - began:.0f} s")
     if args.draw_only:
         return
-    config = TrainConfig.model_validate(
-        yaml.safe_load(args.config.read_text()) | {"output": args.out / "run", "max_seconds": args.seconds}
-    )
-    config = config.model_copy(update={"data": config.data.model_copy(update={"shards": [str(data / "train")]})})
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if args.random_sam:
-        from stages.sam2.nano import build_nano
-
-        sam = FrozenSam(build_nano().to(device))
-    else:
-        assert config.start.fresh is not None, "the configuration names its SAM 2 in start.fresh"
-        sam = load_sam(config.start.fresh.sam, device)
-    result = train(config, sam)
-    print(result)
-    from model import checkpoint
-
-    pam, tokenizer = checkpoint.load(result.checkpoint, device)
-    answering = PAM(pam, sam, tokenizer, GenerationConfig(max_new_tokens=110))
-    began = time.monotonic()
-    held = ShardCorpus([str(data / "held")], clip_frames=config.data.clip_frames)
-    learned = [task for task in get_args(Task) if config.data.mixture.tasks.get(task, 1.0) > 0]
-    asked = EvalConfig(tasks=learned, limit=args.limit, batch=200 if device == "cuda" else 16)
-    answers = predict(answering, held, asked)
-    print(f"{len(answers)} answers in {time.monotonic() - began:.0f} s")
+    answers = learn_and_answer(args, data)
     write_answers(args.out / "answers.jsonl", answers)
     try:
-        report = score(answers, "nano PAM")
+        found = score(answers, "nano PAM").overall
     except ImportError as missing:
         print(f"not scored here: {missing}")
-        report = score_words(answers)
-    print(json.dumps(report, indent=2) if isinstance(report, dict) else json.dumps(report.overall, indent=2))
+        found = score_words(answers)
+    print(json.dumps(found, indent=2))
 
 
-def score_words(answers: list) -> dict[str, float | None]:
+def score_words(answers: list[Answer]) -> dict[str, float | None]:
     """Label, colour, position and motion words alone, which need no scorer package."""
-    from model import metrics
-
     out = {}
     for name, tasks in (
         ("label", ("label",)),

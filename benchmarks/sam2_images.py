@@ -169,7 +169,7 @@ def shares(fast: OutlinedImages, units: list[RefineUnit]) -> list[tuple[str, flo
         return [(name, 1e3 * min(timed(part, device) for _ in range(3)) / len(jobs)) for name, part in parts]
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=["large", "tiny", "nano"], default="large")
     parser.add_argument("--images", type=int, default=1536, help="images of 640x480; half as many of other sizes")
@@ -183,7 +183,11 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=["640x480", "1920x1080"])
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "sam2_bench")
     parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
     args.folder.mkdir(parents=True, exist_ok=True)
     lines = [heading(f"SAM 2.1-{args.size}, {args.regions} regions an image, random weights")]
 
