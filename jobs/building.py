@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,6 +25,9 @@ from jobs.console import (
     print_json,
 )
 from pipeline.config import EngineConfig
+
+if TYPE_CHECKING:
+    from pipeline.session import BuildResult
 
 
 def add_to(app: typer.Typer) -> None:
@@ -151,22 +154,25 @@ def _build(
     out.print(summary(result))
 
 
-def summary(result: Any) -> str:
+def summary(result: BuildResult) -> str:
     """One line on what a build did."""
-    if not result.rows:
+    if not result.rows and result.pack is None:
         return "Nothing was pending: 0 rows processed."
     made = ", ".join(f"{name} {rows}" for name, rows in result.done.items())
     line = f"{result.rows} rows processed ({made})"
-    return f"{line}; pack {result.pack_id}{_effort(result.pack)}" if result.pack_id else line
+    return f"{line}; {packed(result)}" if result.pack_id else line
 
 
-def _effort(pack: dict[str, Any] | None) -> str:
+def packed(result: BuildResult) -> str:
     """How much of a pack was written and how much taken over from the packs before."""
-    if pack is None:
-        return ""
-    effort = pack["effort"]
+    if result.pack is None:
+        return f"pack {result.pack_id} is as it was"
+    effort = result.pack["effort"]
+    kinds = [
+        f"{effort[f'{kind}_shards_written']} {kind} shards written, {effort[f'{kind}_shards_reused']} taken over"
+        for kind in ("media", "caption")
+        if effort[f"{kind}_shards_written"] or effort[f"{kind}_shards_reused"]
+    ]
     written, total = effort["bytes_written"], effort["bytes_total"]
-    return (
-        f": {effort['shards_written']} shards written ({effort['media_shards_written']} of media), "
-        f"{effort['shards_reused']} taken over; {written:,} of {total:,} bytes ({written / (total or 1):.1%})"
-    )
+    told = "; ".join([*kinds, f"{written:,} of {total:,} bytes written ({written / (total or 1):.1%})"])
+    return f"pack {result.pack_id}: {told}"

@@ -36,6 +36,7 @@ def filter_(
         str | None,
         typer.Option(help="The decision set to compare with (`perceive decisions`); the current one if none."),
     ] = None,
+    pack: Annotated[bool, typer.Option("--pack", help="Write the shards as well, and say how many changed.")] = False,
     set_: Overrides = [],
     json: Json = False,
 ) -> None:
@@ -43,6 +44,7 @@ def filter_(
 
     The decisions are a new set and become the current one, which `pack` takes; older sets stay and can be named.
     """
+    from jobs.building import packed
     from pipeline.build import build as build_run
     from pipeline.refilter import preview, refilter
     from stages.policy import load_policy
@@ -59,10 +61,14 @@ def filter_(
                 rows = build_run(settings, ("score", "decide"), None if json else Lines(), free=True).done
                 made = preview(settings, chosen, before)
             found = made
+        result = build_run(settings, ("pack",), None if json else Lines()) if pack and not dry_run else None
     if json:
-        print_json({"rows": rows, "dry_run": dry_run, **tables(found, settings)})
-    else:
-        show(found, settings, dry_run)
+        effort = result.pack["effort"] if result is not None and result.pack else None
+        print_json({"rows": rows, "dry_run": dry_run, "pack_effort": effort, **tables(found, settings)})
+        return
+    show(found, settings, dry_run)
+    if result is not None:
+        out.print(packed(result))
 
 
 @one_line_errors

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
 
-from pipeline.engine import Corpus, Counts, frame_of
+from pipeline.engine import Corpus, Counts, frame_of, ledger_url
 from pipeline.output import decision_fingerprint, decisions
 from pipeline.session import Session
 from pipeline.work import Node
@@ -18,6 +19,7 @@ from stages.pack.card import Story
 from stages.pack.frames import PackFrames
 from stages.pack.records import Packed
 from stages.policy import Policy, policy_digest
+from stages.teachers.cache import Bought, by_model
 from stages.yields import yield_table
 
 _SHARDS_AT_ONCE = 64
@@ -81,7 +83,7 @@ def pack_kept(session: Session) -> None:
         root, options = session.writer.store.url, session.config.storage_options
         manifest = finish_pack(root, plan, rows, options, story_of(now, policy))
         written = manifest["totals"]["captions"]
-        session.result.pack = {**manifest, "effort": pack_effort(plan, rows)}
+        session.result.pack = {**manifest, "effort": pack_effort(plan, rows, waiting)}
         session.result.pack_id = plan.pack_id
     facts = {_INPUTS: inputs, _PLANNED: str(plan.num_captions), _WRITTEN: str(written)}
     session.snapshot(fingerprints={"pack": print_.hex()}, pointers={"pack": plan.pack_id, **facts})
@@ -115,16 +117,36 @@ def story_of(now: Corpus, policy: Policy) -> Story:
     """What the card tells of the captions: the yield of each check, what the teachers cost."""
     evaluation = evaluate(now.scored, policy)
     shown = yield_table(evaluation).to_dicts() if policy.checks else []
-    return Story(policy=f"{policy.name} ({policy_digest(policy).hex()})", yields=shown, cost=_cost(now.captions))
+    bought = by_model(ledger_url(now.config), now.config.storage_options)
+    cost = cost_of(now.captions, bought)
+    return Story(policy=f"{policy.name} ({policy_digest(policy).hex()})", yields=shown, cost=cost)
 
 
-def _cost(captions: pl.DataFrame) -> list[dict[str, Any]]:
-    """Captions, tokens and dollars by teacher and model; None where a model has no list price."""
-    told = captions.select("teacher", "model", "usage").unnest("usage")
-    summed = told.group_by("teacher", "model").agg(
-        captions=pl.len().cast(pl.Int64),
-        prompt_tokens=pl.col("prompt_tokens").sum(),
-        completion_tokens=pl.col("completion_tokens").sum(),
-        cost_usd=pl.when(pl.col("cost_usd").count() > 0).then(pl.col("cost_usd").sum().round(6)),
+def cost_of(captions: pl.DataFrame, bought: Mapping[tuple[str, str], Bought]) -> list[dict[str, Any]]:
+    """The rows of a card's cost, from all captions of a run and what its ledger holds by teacher and model.
+
+    A reply that several captions share is bought once; the others' calls are `saved`.
+    """
+    counted = captions.group_by("teacher", "model").agg(
+        captions=pl.len(),
+        saved=pl.col("request_digest").count() - pl.col("request_digest").drop_nulls().n_unique(),
     )
-    return summed.sort("teacher", "model").to_dicts()
+    told = {(teacher, model): (captions, saved) for teacher, model, captions, saved in counted.iter_rows()}
+    rows = []
+    for teacher, model in sorted({*told, *bought}):
+        part = bought.get((teacher, model), Bought())
+        captions_of, saved = told.get((teacher, model), (0, 0))
+        money = part.usage.cost_usd
+        rows.append(
+            {
+                "teacher": teacher,
+                "model": model,
+                "captions": captions_of,
+                "replies": part.replies,
+                "saved": saved,
+                "prompt_tokens": part.usage.prompt_tokens,
+                "completion_tokens": part.usage.completion_tokens,
+                "cost_usd": None if money is None else round(money, 6),
+            }
+        )
+    return rows

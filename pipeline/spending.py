@@ -76,13 +76,13 @@ def cost_rows(config: EngineConfig) -> list[CostRow]:
     live = config.runtime()
     rows = [
         CostRow(
-            name=name,
+            name=f"{teacher} · {model}",
             requests=part.replies,
             prompt_tokens=part.usage.prompt_tokens,
             completion_tokens=part.usage.completion_tokens,
             actual_usd=part.usage.cost_usd,
         )
-        for name, part in cache.by_model(ledger_url(live), live.storage_options).items()
+        for (teacher, model), part in cache.by_model(ledger_url(live), live.storage_options).items()
     ]
     kept = _kept(live)
     if kept is not None:

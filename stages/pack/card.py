@@ -16,8 +16,8 @@ class Story(Record):
     """How the captions of a pack came about, as far as a pack's own samples do not tell it.
 
     `policy` names the policy and its digest (hexadecimal). `yields` has a row a check (reason, column, captions, ran,
-    hits), `cost` a row a teacher and model (captions, prompt_tokens, completion_tokens, cost_usd: None without a list
-    price) over all captions that were asked for, kept or not.
+    hits), `cost` a row a teacher and model: its captions, kept or not; replies, prompt_tokens, completion_tokens and
+    cost_usd (None without a list price) of all that was bought; captions whose calls were saved.
     """
 
     policy: str = ""
@@ -68,8 +68,10 @@ def _sections(manifest: dict[str, Any]) -> Iterator[str]:
     yield from _section(f"Filters{': ' + story.policy if story.policy else ''}", story.yields,
                         "reason column captions ran hits")  # fmt: skip
     yield "`hits` of the captions on which a rule ran speak against them; a caption may be hit by several rules."
-    yield from _section("Cost", story.cost, "teacher model captions prompt_tokens completion_tokens cost_usd")
-    yield "Of all captions that were asked for, kept or not, by list prices."
+    yield from _section("Cost", story.cost, _COST)
+    yield "`captions` counts those that were made, kept or not. Replies, tokens and dollars are all that was bought, "
+    yield "questions of judges among it; dollars by list prices, empty where none is known. `saved` captions needed no "
+    yield "call of their own: their reply had been bought for another one."
     yield from _section("Left out", manifest["excluded"], "stage source task language reason count")
     yield from _section("Checksums", manifest["shards"], "shard num_samples num_captions num_bytes sha256", _SHOWN)
     yield "`manifest.json` has the SHA-256 of every file."
@@ -79,6 +81,7 @@ def _sections(manifest: dict[str, Any]) -> Iterator[str]:
 
 
 MAKERS = ("task", "language", "teacher", "model", "prompt_id", "prompt_hash")
+_COST = "teacher model captions replies saved prompt_tokens completion_tokens cost_usd"
 _SHOWN = 50
 _LIMITS = (
     "- Captions are written by models and filtered by rules; nobody has read them all.",

@@ -103,20 +103,26 @@ def _rows_of(plan: PackPlan, packed: pl.DataFrame) -> pl.DataFrame:
     return rows
 
 
-def pack_effort(plan: PackPlan, packed: pl.DataFrame) -> dict[str, int]:
-    """What a pack cost to write: shards and bytes written for it, and those taken over from earlier packs.
+def pack_effort(plan: PackPlan, packed: pl.DataFrame, pending: pl.DataFrame) -> dict[str, int]:
+    """What it took to write the `pending` shards of a pack: shards and bytes written, and those taken over.
 
-    This is history and not content, so it stays out of the manifest.
+    Media shards are counted by themselves, all others (of captions, or joined) as `caption_shards`. This is history and
+    not content, so it stays out of the manifest.
     """
     rows = _rows_of(plan, packed).filter(pl.col("status") == "ok")
-    fresh = rows.filter((pl.col("pack_id") == plan.pack_id) & (pl.col("bytes_written") > 0))
-    return {
-        "shards_written": len(fresh),
-        "media_shards_written": len(fresh.filter(pl.col("kind") == "media")),
-        "bytes_written": int(fresh["bytes_written"].sum()),
-        "shards_reused": len(rows) - len(fresh),
-        "bytes_total": int(rows["num_bytes"].sum()),
-    }
+    mine = pending.select("shard_key", "input_digest", fresh=pl.lit(True))
+    rows = rows.join(mine, on=["shard_key", "input_digest"], how="left")
+    is_fresh = pl.col("fresh").fill_null(False) & (pl.col("bytes_written") > 0)
+    of_media = pl.col("kind") == "media"
+    counted = rows.select(
+        media_shards_written=(of_media & is_fresh).sum(),
+        media_shards_reused=(of_media & ~is_fresh).sum(),
+        caption_shards_written=(~of_media & is_fresh).sum(),
+        caption_shards_reused=(~of_media & ~is_fresh).sum(),
+        bytes_written=pl.col("bytes_written").filter(is_fresh).sum(),
+        bytes_total=pl.col("num_bytes").sum(),
+    )
+    return {name: int(value) for name, value in counted.row(0, named=True).items()}
 
 
 def sampling_index(plan: PackPlan, packed: pl.DataFrame) -> pl.DataFrame:

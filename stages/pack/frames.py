@@ -67,7 +67,7 @@ _MODELS: dict[str, type[Row]] = {
 def to_ipc(frame: pl.DataFrame) -> bytes:
     """A frame as one Arrow IPC stream."""
     out = io.BytesIO()
-    frame.write_ipc_stream(out, compression="zstd")
+    frame.write_ipc_stream(out, compression="lz4")
     return out.getvalue()
 
 

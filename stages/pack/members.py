@@ -37,7 +37,8 @@ def _content(uri: str, options: dict[str, Any] | None) -> bytes:
     """The bytes behind a URI; plain local paths without the detour, which costs more than reading a small file."""
     if "://" not in uri:
         try:
-            return Path(uri).read_bytes()
+            with Path(uri).open("rb", buffering=0) as file:
+                return file.readall()
         except OSError:
             pass  # `read_bytes` says what is wrong
     return read_bytes(uri, options)

@@ -17,12 +17,12 @@ import polars as pl
 import pyarrow as pa
 
 from schemas.arrow import arrow_schema, conform
-from schemas.keys import digest_columns, digest_value, hash_binary
+from schemas.keys import digest_columns, digest_value
 from stages.pack.config import PackConfig
 from stages.pack.frames import PackFrames, to_ipc
 from stages.pack.records import PackUnit
 from stages.pack.samples import COLUMNS
-from stages.pack.select import EXCLUDED_SCHEMA, exclusions, kept_captions
+from stages.pack.select import EXCLUDED_SCHEMA, exclusions, judged_captions, kept_captions
 from stages.pack.shards import cut, layout_digest, planned_media, record_bytes
 from stages.pack.slices import BODIES, MEDIA_PER_SLICE, Bodies, Slices, summed
 
@@ -102,10 +102,11 @@ def plan_pack(
     bodies = Bodies(slices.folder)
     light, excluded, sources, captions = [], [], set[str](), 0
     for part in slices:
-        tables = _slice_bodies(part, config)
+        judged = judged_captions(part)
+        tables = _slice_bodies(part, kept_captions(judged), config)
         bodies.add(tables)
         light.append(_light(tables))
-        excluded.append(exclusions(part))
+        excluded.append(exclusions(part, judged))
         sources |= set(tables["regions"]["source"])
         captions += len(tables["captions"])
     media = pl.concat(light).sort("pack_split", "form", "media_key")
@@ -120,9 +121,8 @@ def plan_pack(
     return PackPlan(pack_id, config, units, members, summed(excluded, by), forms, sorted(sources), captions, bodies)
 
 
-def _slice_bodies(frames: PackFrames, config: PackConfig) -> dict[str, pl.DataFrame]:
+def _slice_bodies(frames: PackFrames, captions: pl.DataFrame, config: PackConfig) -> dict[str, pl.DataFrame]:
     """The rows of a slice that are packed, each table in the order of its shards; media with `planned_bytes`."""
-    captions = kept_captions(frames)
     regions = frames.frame("regions").filter(pl.col("status") == "ok")
     regions = regions.join(captions, on="region_key", how="semi")
     masks = frames.frame("masks").filter(pl.col("status") == "ok")
@@ -149,14 +149,15 @@ def _slice_bodies(frames: PackFrames, config: PackConfig) -> dict[str, pl.DataFr
 
 def _light(bodies: dict[str, pl.DataFrame]) -> pl.DataFrame:
     """What a plan remembers of each media: its split, form, size and frames, the digests of its sample."""
+    whole, pixels = _sample_digests(bodies)
     return bodies["media"].select(
         "media_key",
         "pack_split",
         "form",
         "planned_bytes",
         frames=pl.col("clip_indices").list.len().cast(pl.Int64),
-        digest=pl.Series(_sample_digests(bodies, media_only=False), dtype=pl.Binary),
-        media_digest=pl.Series(_sample_digests(bodies, media_only=True), dtype=pl.Binary),
+        digest=whole,
+        media_digest=pixels,
     )
 
 
@@ -199,21 +200,24 @@ def _ordered(name: str, frame: pl.DataFrame, places: pl.DataFrame) -> pl.DataFra
     return placed.sort("place", *_ORDER[name], maintain_order=True).drop("place")
 
 
-def _sample_digests(bodies: dict[str, pl.DataFrame], media_only: bool) -> list[bytes]:
-    """A digest a media, in the order of the body, over all that its sample is written from."""
+def _sample_digests(bodies: dict[str, pl.DataFrame]) -> tuple[pl.Series, pl.Series]:
+    """Two digests a media, in the order of the body: over all that its sample is written from, over its pixels' part.
+
+    The rows of a media lie side by side in every body, so that each table is a list column without a copy.
+    """
     places = bodies["media"].select("media_key").with_row_index("place")
-    parts = []
-    for rank, (name, columns) in enumerate(_WRITTEN.items()):
-        if media_only and name != "media":
-            continue
-        frame = bodies[name]
-        digest = digest_columns({column: frame[column].to_arrow() for column in columns})
-        rows = frame.select("media_key", rank=pl.lit(rank)).with_columns(digest=pl.Series(digest, dtype=pl.Binary))
-        parts.append(rows.join(places, on="media_key", how="inner", maintain_order="left"))
-    joined = pl.concat(parts).sort("place", "rank", maintain_order=True)
-    joined = joined.group_by("place", maintain_order=True).agg(pl.col("digest"))
-    packed = pa.array([b"".join(digests) for digests in joined["digest"].to_list()], pa.large_binary())
-    return list(hash_binary(packed).to_pylist())
+    media = {column: bodies["media"][column].to_arrow() for column in _WRITTEN["media"]}
+    lists: dict[str, pa.Array] = {}
+    for name in BODIES[1:]:
+        rows = bodies[name]
+        counts = places.join(rows.group_by("media_key").len("rows"), on="media_key", how="left", maintain_order="left")
+        ends = np.cumsum(counts["rows"].fill_null(0).to_numpy(), dtype=np.int64)
+        columns = [rows[column].to_arrow() for column in _WRITTEN[name]]
+        structs = pa.StructArray.from_arrays(columns, names=_WRITTEN[name])
+        lists[name] = pa.LargeListArray.from_arrays(np.concatenate([[0], ends]), structs)
+    pixels = digest_columns(media)
+    whole = digest_columns({"media": pixels, **lists})
+    return pl.Series("digest", whole, dtype=pl.Binary), pl.Series("media_digest", pixels, dtype=pl.Binary)
 
 
 # The columns that reach a shard's bytes; `digest` stands for the geometry of masks.

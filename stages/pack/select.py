@@ -16,16 +16,15 @@ EXCLUDED_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
 }
 
 
-def kept_captions(frames: PackFrames) -> pl.DataFrame:
+def kept_captions(judged: pl.DataFrame) -> pl.DataFrame:
     """The captions to pack: answered, kept by the policy, on an accepted mask, streaming chains up to their first gap.
 
     Columns as in `Caption`.
     """
-    good = _judged(frames).filter(pl.col("why").is_null())
-    return good.drop("why", "where_", "source").sort("media_key", "region_key", "task", "language", "event_index")
+    return judged.filter(pl.col("why").is_null()).drop("why", "where_", "source")
 
 
-def _judged(frames: PackFrames) -> pl.DataFrame:
+def judged_captions(frames: PackFrames) -> pl.DataFrame:
     """Every caption with `source`, and the stage (`where_`) and reason (`why`, null: kept) that keeps it out."""
     captions = frames.frame("captions")
     regions = frames.frame("regions").select("region_key", "source", region_status="status").unique("region_key")
@@ -60,6 +59,8 @@ def _judged(frames: PackFrames) -> pl.DataFrame:
 
 def _cut_chains(judged: pl.DataFrame) -> pl.DataFrame:
     """A streaming caption whose chain has a gap before it would tell of a history that is not in the pack."""
+    if not (judged["task"] == "stream").any():
+        return judged
     chain = (
         pl.col("why").is_null().cast(pl.Int64).cum_sum().over("region_key", "task", "language", order_by="event_index")
     )
@@ -70,10 +71,10 @@ def _cut_chains(judged: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def exclusions(frames: PackFrames) -> pl.DataFrame:
+def exclusions(frames: PackFrames, judged: pl.DataFrame) -> pl.DataFrame:
     """Counts of what is not in the pack: stage, source, task, language (null before captions), reason, count.
 
-    Rows of ingest, select and refine count regions, those of distill, decide and pack count captions.
+    Rows of ingest, select and refine count regions, those of distill, decide and pack count the `judged_captions`.
     """
     regions = frames.frame("regions")
     sources = regions.select("region_key", "source").unique("region_key")
@@ -83,7 +84,7 @@ def exclusions(frames: PackFrames) -> pl.DataFrame:
     masks = frames.frame("masks").select("region_key", "status", "reason").filter(pl.col("status") != "ok")
     masks = masks.unique("region_key", maintain_order=True).join(sources, on="region_key", how="left")
     parts.append(_region_reasons(masks, "refine"))
-    captions = _judged(frames).filter(pl.col("where_").is_in(["distill", "decide", "pack"]))
+    captions = judged.filter(pl.col("where_").is_in(["distill", "decide", "pack"]))
     counted = captions.group_by(stage="where_", source="source", task="task", language="language", reason="why").agg(
         count=pl.len().cast(pl.Int64)
     )

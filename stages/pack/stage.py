@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any, ClassVar
 
 import fsspec
@@ -21,7 +23,10 @@ from stages.pack.samples import records_of
 from stages.pack.slices import BODIES
 from stages.pack.tar import Written, link_or_copy, write_tar
 
+_READ_AT_ONCE = 8
 _Triple = tuple[bytes, str, bytes]
+_Record = tuple[dict[str, Any], bytes, int, int]
+_Read = tuple[_Record, list[Member], list[float], UnitError | None]
 
 
 class _NothingReadable(Exception):
@@ -111,11 +116,9 @@ class _Shard:
         self.num_samples = self.num_regions = self.num_captions = 0
 
     def members(self) -> Iterator[_Triple]:
-        for row, text, regions, captions in self._records():
+        for (row, text, regions, captions), pixels, times, error in self._read():
             key = row["media_key"]
-            try:
-                pixels, times = self._pixels(row)
-            except UnitError as error:
+            if error is not None:
                 lost = MissingSample(media_key=key, reason=error.reason, message=error.message)
                 self.missing.append(lost)
                 if self._unit.kind == "media":
@@ -143,12 +146,31 @@ class _Shard:
         self.num_regions += regions
         self.num_captions += captions
 
-    def _records(self) -> Iterator[tuple[dict[str, Any], bytes, int, int]]:
+    def _records(self) -> Iterator[_Record]:
         """Media row, JSON record, regions and captions of each sample."""
         media, regions, masks, events, captions = (from_ipc(getattr(self._unit, name)) for name in BODIES)
         records = records_of(media, regions, masks, events, captions)
         for row, (text, *counts) in zip(media.to_dicts(), records.iter_rows(), strict=True):
             yield row, text.encode(), counts[0], counts[1]
+
+    def _read(self) -> Iterator[_Read]:
+        """The records with their pixels; a thread reads and verifies the next few meanwhile."""
+        records = self._records()
+        at_once = 1 if self._unit.form == "clip" else _READ_AT_ONCE
+        with ThreadPoolExecutor(1, "read") as reading:
+            coming = reading.submit(self._read_some, list(islice(records, at_once)))
+            while found := coming.result():
+                coming = reading.submit(self._read_some, list(islice(records, at_once)))
+                yield from found
+
+    def _read_some(self, records: list[_Record]) -> list[_Read]:
+        found: list[_Read] = []
+        for record in records:
+            try:
+                found.append((record, *self._pixels(record[0]), None))
+            except UnitError as error:
+                found.append((record, [], [], error))
+        return found
 
     def _pixels(self, row: dict[str, Any]) -> tuple[list[Member], list[float]]:
         """The pixel members (none in a caption shard) and the times of a clip's frames."""

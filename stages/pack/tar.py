@@ -7,10 +7,11 @@ import os
 import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import fsspec
 
@@ -20,6 +21,7 @@ from stages.pack.names import member_name
 _UNFINISHED = ".part"
 _BLOCK = 512
 _RECORD = 20 * _BLOCK
+_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -31,57 +33,84 @@ class Written:
 
 
 class TarWriter:
-    """Writes USTAR members with fixed owner, mode and time; hashes what it writes."""
+    """Writes USTAR members with fixed owner, mode and time; a thread of its own writes and hashes them by the block.
+
+    To be used in a `with` block that ends before the stream is closed; what the thread raises is raised by `add` or
+    `finish`.
+    """
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
         self._sha256 = hashlib.sha256()
-        self._size = 0
+        self._parts: list[bytes] = []
+        self._gathered = self._size = 0
+        self._writing = ThreadPoolExecutor(1, "tar")
+        self._written: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writing.shutdown()
 
     def add(self, key: bytes, extension: str, data: bytes) -> None:
         """One member, `<key in hexadecimal>.<extension>`. Raises `ValueError` for an extension that is no plain one."""
-        self._write(_header(member_name(key, extension), len(data)))
-        self._write(data)
-        self._write(bytes(-len(data) % _BLOCK))
+        self._parts += (_header(member_name(key, extension), len(data)), data, bytes(-len(data) % _BLOCK))
+        self._gathered += _BLOCK + len(data) + -len(data) % _BLOCK
+        if self._gathered >= _AT_ONCE:
+            self._hand_over()
 
     def finish(self) -> Written:
         """Ends the archive; the stream stays open."""
-        self._write(bytes(2 * _BLOCK))
-        self._write(bytes(-self._size % _RECORD))
+        end = 2 * _BLOCK
+        end += -(self._size + self._gathered + end) % _RECORD
+        self._parts.append(bytes(end))
+        self._gathered += end
+        self._hand_over()
+        self._wait()
         return Written(self._sha256.hexdigest(), self._size)
 
-    def _write(self, data: bytes) -> None:
-        self._stream.write(data)
-        self._sha256.update(data)
-        self._size += len(data)
+    def _hand_over(self) -> None:
+        block = b"".join(self._parts)
+        self._size += len(block)
+        self._parts, self._gathered = [], 0
+        self._wait()
+        self._written = self._writing.submit(self._place, block)
+
+    def _wait(self) -> None:
+        if self._written is not None:
+            self._written.result()
+
+    def _place(self, block: bytes) -> None:
+        self._stream.write(block)
+        self._sha256.update(block)
 
 
 def _header(name: str, size: int) -> bytes:
     """A USTAR header of a regular file; only name and size differ from member to member."""
     if size >= 8**11:
         raise ValueError(f"{name} has {size} bytes, a tar member holds at most 8 GiB")
-    head = bytearray(_TEMPLATE)
-    head[: len(name)] = name.encode("ascii")
-    head[124:135] = b"%011o" % size
-    head[148:156] = b"%06o\0 " % sum(head)
-    return bytes(head)
+    written, length = name.encode("ascii"), b"%011o" % size
+    checksum = b"%06o\0 " % (_SUM + sum(written) + sum(length))
+    return b"".join((written, _TEMPLATE[len(written) : 124], length, _TEMPLATE[135:148], checksum, _TEMPLATE[156:]))
 
 
 def _template() -> bytes:
     info = tarfile.TarInfo("")
     info.mode, info.mtime = 0o644, 0
     head = bytearray(info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict"))
+    head[124:135] = bytes(11)
     head[148:156] = b" " * 8  # the checksum counts its own field as blanks
     return bytes(head)
 
 
 _TEMPLATE = _template()
+_SUM = sum(_TEMPLATE)
 
 
 def write_tar(url: str, members: Iterable[tuple[bytes, str, bytes]], options: dict[str, Any] | None = None) -> Written:
     """Writes (key, extension, data) members to a local path or fsspec URL; the file appears whole or not at all."""
-    with placed(url, options) as stream:
-        writer = TarWriter(stream)
+    with placed(url, options) as stream, TarWriter(stream) as writer:
         for key, extension, data in members:
             failpoint("pack.member")
             writer.add(key, extension, data)

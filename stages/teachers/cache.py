@@ -51,11 +51,11 @@ class Bought(Record):
     usage: Usage = Usage()
 
 
-def by_model(url: str, storage_options: dict[str, Any] | None = None) -> dict[str, Bought]:
+def by_model(url: str, storage_options: dict[str, Any] | None = None) -> dict[tuple[str, str], Bought]:
     """What was bought, by back end and model."""
-    found: dict[str, Bought] = {}
+    found: dict[tuple[str, str], Bought] = {}
     for entry in entries(Segments(url, storage_options)):
-        name = f"{entry.teacher} · {entry.model}"
+        name = entry.teacher, entry.model
         before = found.get(name, Bought())
         found[name] = Bought(replies=before.replies + 1, usage=added(before.usage, entry.usage))
     return found

@@ -61,6 +61,10 @@ def test_a_build_stops_before_its_budget_and_a_later_one_goes_on(
     assert bought.actual_usd == pytest.approx(bill())
     assert bought.prompt_tokens == server.prompt_tokens
     assert planned.planned_usd is not None
+    build(config)
+    (card,) = (Path(config.run) / "packs").glob("*/README.md")
+    told = f"| openai | gpt-4o | {counts.ok} | {len(server.chats)} | 0 | {server.prompt_tokens} |"
+    assert told in card.read_text(encoding="utf-8"), "the card says what the captions cost"
     page = Path(write_run_report(config)).read_text(encoding="utf-8")
     assert "openai · gpt-4o" in page
     assert f"planned {time.strftime('%Y')}" in page

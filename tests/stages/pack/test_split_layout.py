@@ -77,11 +77,15 @@ def test_a_new_policy_writes_no_media_shard_and_only_changed_caption_shards(new_
     new = after.filter(pl.col("pack_id") == second.pack_id)
     assert len(new) == first.units.filter(pl.col("kind") == "captions").height > 5
     assert new.filter(pl.col("bytes_written") > 0).height == 1
-    effort = pack_effort(second, after)
-    assert effort["shards_written"] == 1
+    effort = pack_effort(second, after, second.pending(rows))
+    assert (effort["media_shards_written"], effort["caption_shards_written"]) == (0, 1)
+    assert effort["caption_shards_reused"] == len(new) - 1
+    assert effort["media_shards_reused"] == len(new)
     assert effort["bytes_written"] == int(new["bytes_written"].sum())
     assert effort["bytes_written"] < 0.05 * effort["bytes_total"]
     assert finish_pack(str(tmp_path), second, after)["totals"]["bytes"] == effort["bytes_total"]
+    back = pack_effort(first, after, first.pending(after))
+    assert back["bytes_written"] == 0, "a policy changed back writes nothing"
 
 
 def test_an_unchanged_joined_shard_is_linked_not_written(new_corpus, write, tmp_path):
