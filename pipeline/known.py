@@ -44,7 +44,8 @@ def commit_new(
     with ThreadPoolExecutor(1) as writing:
         waiting: Future[None] | None = None
         for rows in _slices(tables):
-            made = rows.take(known.lacks(rows))
+            lacks = known.lacks(rows)
+            made = rows if len(lacks) == len(rows) else rows.take(lacks)
             if waiting is not None:
                 waiting.result()
             waiting = writing.submit(commit, made) if len(made) else None

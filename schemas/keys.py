@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import struct
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import IO, Any
 
 import numpy as np
@@ -72,14 +73,30 @@ def digest_value(value: Any) -> bytes:
     return digest_bytes(encode_value(value))
 
 
-def digest_columns(columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> pa.Array:
+@dataclass(frozen=True)
+class Encoded:
+    """A column in its canonical encoding, for a column that more than one digest covers."""
+
+    values: pa.Array
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+def encode_column(column: pa.Array | pa.ChunkedArray) -> Encoded:
+    """The canonical encoding of each row of a column. Raises `ValueError` for non-finite floats."""
+    return Encoded(_encode_array(flatten(column)))
+
+
+def digest_columns(columns: Mapping[str, pa.Array | pa.ChunkedArray | Encoded]) -> pa.Array:
     """The digest of each row of equally long columns; independent of column order and of chunking.
 
     Returns a `fixed_size_binary(16)` array. Raises `ValueError` for non-finite floats.
     """
     if not columns:
         raise ValueError("a digest needs at least one column")
-    return hash_binary(_encode_fields({name: flatten(column) for name, column in columns.items()}))
+    flat = {name: col if isinstance(col, Encoded) else flatten(col) for name, col in columns.items()}
+    return hash_binary(_encode_fields(flat))
 
 
 def hash_binary(encoded: pa.Array) -> pa.Array:
@@ -122,11 +139,13 @@ def _encode_fields(columns: Mapping[str, pa.Array | Encoded]) -> pa.Array:
         if len(columns[name]) != length:
             raise ValueError(f"column {name!r} has {len(columns[name])} rows, others have {length}")
         same += encode_value(name)
-        constant = _constant(columns[name])
+        column = columns[name]
+        constant = None if isinstance(column, Encoded) else _constant(column)
         if constant is not None:
             same += constant
             continue
-        parts += [pa.scalar(same, pa.large_binary()), _encode_array(columns[name])]
+        encoded = column.values if isinstance(column, Encoded) else _encode_array(column)
+        parts += [pa.scalar(same, pa.large_binary()), encoded]
         same = b""
     return _join([*parts, pa.scalar(same, pa.large_binary())], length)
 
@@ -207,8 +226,10 @@ def _tagged(tag: bytes, words: np.ndarray[Any, Any]) -> pa.Array:
     rows = np.empty((len(words), 9), np.uint8)
     rows[:, 0] = tag[0]
     rows[:, 1:] = np.ascontiguousarray(words).view(np.uint8).reshape(-1, 8)
-    fixed = pa.FixedSizeBinaryArray.from_buffers(pa.binary(9), len(words), [None, pa.py_buffer(rows.tobytes())])
-    return fixed.cast(pa.large_binary())
+    offsets = np.arange(0, 9 * len(words) + 1, 9, dtype=np.int64)
+    return pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(), len(words), [None, pa.py_buffer(offsets), pa.py_buffer(rows)]
+    )
 
 
 def _sized(tag: bytes, raw: pa.Array) -> pa.Array:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import as_completed
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from schemas.arrow import arrow_schema, conform
 from schemas.base import Record, Row
-from schemas.keys import digest_columns, digest_value
+from schemas.keys import Encoded, digest_columns, digest_value
 
 T = TypeVar("T")
 
@@ -192,11 +192,11 @@ def checked(stage: Stage, units: pa.Table) -> Iterator[pa.Table]:
     _account(stage, expected, pl.concat(seen) if seen else None)
 
 
-def with_digest(rows: pa.Table, model: type[Row]) -> pa.Table:
-    """The rows with `digest` computed over the model's content columns."""
+def with_digest(rows: pa.Table, model: type[Row], encoded: Mapping[str, Encoded] | None = None) -> pa.Table:
+    """The rows with `digest` computed over the model's content columns, of which some may be `encoded` already."""
     if not model.content:
         return rows
-    digest = digest_columns({name: rows[name] for name in model.content})
+    digest = digest_columns({name: rows[name] for name in model.content} | dict(encoded or {}))
     return rows.set_column(rows.schema.get_field_index("digest"), rows.schema.field("digest"), digest)
 
 

@@ -8,10 +8,9 @@ only, `file_name`; categories carry `def`, `synset` and `synonyms`.
 from __future__ import annotations
 
 import itertools
-import posixpath
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -20,6 +19,7 @@ from schemas.media import MediaKind
 from stages.ingest import jsonstream, rle
 from stages.ingest.base import BATCH_ROWS, RAW_SCHEMA, Adapter, Source, SourceError, batches, numbers, xywh
 from stages.ingest.jsonstream import BadItem
+from stages.ingest.listing import Listed
 from stages.ingest.plain import PlainAnnotations, merged
 from stages.media.probe import ListedMedia
 
@@ -44,8 +44,7 @@ class Flavour:
     members: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Image:
+class Image(NamedTuple):
     """An image entry, resolved."""
 
     uri: str
@@ -88,7 +87,7 @@ def image_names(entry: Mapping[str, Any]) -> tuple[str, ...]:
     name = entry.get("file_name")
     if not isinstance(name, str):
         return ()
-    return (name, posixpath.basename(name))
+    return (name, name.rpartition("/")[2])
 
 
 def lvis_names(entry: Mapping[str, Any]) -> tuple[str, ...]:
@@ -130,10 +129,9 @@ def adapter(flavour: Flavour, version: int = 1, benchmark_splits: Mapping[str, s
     def media(source: Source) -> Iterator[ListedMedia]:
         seen = set()
         for entry in itertools.chain.from_iterable(_pieces(source, flavour, "images")):
-            image = _image(source, flavour, entry)
+            image, found = _image(source, flavour, entry)
             if image is not None and image.uri not in seen:
                 seen.add(image.uri)
-                found = source.roots.find(*flavour.names(entry))
                 yield listed(
                     source,
                     image.uri,
@@ -163,7 +161,7 @@ def read_document(source: Source, flavour: Flavour) -> Document:
             raise jsonstream.lacks(path, name, source.config.format, source.config.storage_options)
     images = {}
     for entry in raw.pop("images"):
-        image = _image(source, flavour, entry)
+        image, _ = _image(source, flavour, entry)
         if image is not None and isinstance(entry["id"], int | str):
             images[entry["id"]] = image
     categories = {}
@@ -183,20 +181,20 @@ def _pieces(source: Source, flavour: Flavour, member: str) -> Iterator[list[Any]
         raise jsonstream.lacks(path, member, source.config.format, source.config.storage_options)
 
 
-def _image(source: Source, flavour: Flavour, entry: Any) -> Image | None:
-    """None for an entry that names no image; its annotations will say `unknown_image`."""
+def _image(source: Source, flavour: Flavour, entry: Any) -> tuple[Image | None, Listed | None]:
+    """An entry's image and file; no image for an entry that names none: its annotations will say `unknown_image`."""
     if not isinstance(entry, dict) or "id" not in entry:
-        return None
+        return None, None
     names = flavour.names(entry)
-    found = source.roots.find(*names)
     if not names:
-        return None
+        return None, None
+    found = source.roots.find(*names)
     uri = found.uri if found else source.roots.missing_uri(names[0])
-    return Image(uri, str(entry["id"]), _size(entry.get("width")), _size(entry.get("height")))
+    return Image(uri, str(entry["id"]), _size(entry.get("width")), _size(entry.get("height"))), found
 
 
 def _size(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else None
+    return float(value) if type(value) in (int, float) and value > 0 else None
 
 
 def _tables(source: Source, flavour: Flavour, document: Document) -> Iterator[pa.Table]:
@@ -206,8 +204,9 @@ def _tables(source: Source, flavour: Flavour, document: Document) -> Iterator[pa
     for piece in _pieces(source, flavour, "annotations"):
         if start == 0:
             _check_first(path, piece, flavour, source.config.format)
-        for begin in range(0, len(piece), BATCH_ROWS):
-            entries = piece[begin : begin + BATCH_ROWS]
+        size = -(-len(piece) // max(1, round(len(piece) / BATCH_ROWS)))  # even batches of about BATCH_ROWS
+        for begin in range(0, len(piece), max(1, size)):
+            entries = piece[begin : begin + size]
             is_plain = [columns.plain(entry) for entry in entries]
             plain = columns.table([entry for entry, good in zip(entries, is_plain, strict=True) if good])
             if plain is None:

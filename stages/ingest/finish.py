@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from schemas.arrow import arrow_schema, conform
-from schemas.keys import digest_columns, flatten
+from schemas.keys import digest_columns, encode_column, flatten
 from schemas.region import Region
 from stages.base import with_digest
 from stages.ingest import upright
@@ -74,38 +74,62 @@ class Verdicts:
             self.reason[row], self.message[row] = reason, message
 
 
+class _Media:
+    """The probes of a source, found by URI without going through all of them for each batch."""
+
+    def __init__(self, probes: pl.DataFrame) -> None:
+        renamed = {name: f"media_{name}" for name in _PROBE_COLUMNS if name not in ("uri", "media_key")}
+        frame = probes.select(_PROBE_COLUMNS).unique("uri", keep="first").rename(renamed)
+        self._probes = frame.with_columns(pl.col("uri").hash().alias("_hash")).sort("_hash")
+        self._hashes: NDArray[np.uint64] = self._probes["_hash"].to_numpy()
+        self._probes = self._probes.drop("_hash")
+        self._with_none = pl.concat([self._probes, self._probes.clear(1)])
+
+    def of(self, uris: pa.ChunkedArray) -> pl.DataFrame:
+        """The probe of each URI, in order; null beside a URI that was not probed."""
+        frame = pl.DataFrame({"uri": pl.Series(uris.to_numpy(), dtype=pl.String)})
+        hashed = frame["uri"].hash().to_numpy()
+        at = np.searchsorted(self._hashes, hashed)
+        known = at < len(self._hashes)
+        known[known] = self._hashes[at[known]] == hashed[known]
+        found = self._with_none[np.where(known, at, len(self._hashes))]
+        if (found["uri"] != frame["uri"]).any():  # two URIs of one hash
+            return frame.join(self._probes, on="uri", how="left", maintain_order="left")
+        return frame.hstack(found.drop("uri"))
+
+
 class Finisher:
     """Finishes the batches of one source; remembers its keys, so that a record given twice fails the second time."""
 
     def __init__(self, config: SourceConfig, probes: pl.DataFrame) -> None:
         """`probes`: rows of the `probes` table, at least of this source's URIs."""
         self._config = config
-        self._probes = (
-            probes.select(_PROBE_COLUMNS)
-            .unique("uri", keep="first")
-            .rename({name: f"media_{name}" for name in _PROBE_COLUMNS if name not in ("uri", "media_key")})
-        )
+        self._media = _Media(probes)
         self._seen: list[NDArray[np.uint64]] = []
 
     def finish(self, raw: pa.Table) -> pa.Table:
         """Region rows of a raw batch, one a record, in order, digests filled."""
         raw = raw.cast(RAW_SCHEMA) if raw.schema != RAW_SCHEMA else raw
         verdicts = Verdicts(len(raw))
-        media = pl.DataFrame({"uri": raw["uri"].to_numpy()}, schema={"uri": pl.String}).join(
-            self._probes, on="uri", how="left", maintain_order="left"
-        )
+        media = self._media.of(raw["uri"])
         _adapter_verdicts(raw, verdicts)
         raw = _without_nonfinite(raw, verdicts)
-        prompt = digest_columns({name: raw[name] for name in _PROMPT})
+        polygons = flatten(raw["polygons"])
+        encoded = {"polygons": encode_column(polygons)} if polygons.null_count < len(polygons) else {}
+        prompt = digest_columns({name: raw[name] for name in _PROMPT} | encoded)
         record = digest_columns(
             {"prompt": prompt} | {item.name: raw[item.name] for item in RAW_SCHEMA if item.name not in _PROMPT}
         )
         _media_verdicts(media, verdicts)
-        columns = {name: flatten(raw[name]) for name in _GEOMETRY}
+        columns = {name: flatten(raw[name]) for name in _GEOMETRY} | {"polygons": polygons}
         columns = upright.geometry(raw, columns, media, self._config.coordinates, verdicts)
         columns["box"] = _clamped(columns, media, verdicts)
         columns = upright.checked_points(columns, media, verdicts)
-        return self._rows(raw, media, columns, prompt, record, verdicts)
+        known = encoded if columns["polygons"] is polygons else {}
+        rows = self._rows(raw, media, columns, prompt, record, verdicts)
+        if (verdicts.reason == FORGOTTEN).any():
+            rows, known = _emptied(rows, verdicts.reason == FORGOTTEN), {}
+        return with_digest(conform(rows, _REGION_SCHEMA), Region, known)
 
     def _rows(
         self, raw: pa.Table, media: pl.DataFrame, columns: dict[str, pa.Array], prompt: pa.Array, record: pa.Array,
@@ -136,13 +160,7 @@ class Finisher:
         table["message"] = pa.array(verdicts.message.tolist(), pa.string())
         table["attempts"] = pa.repeat(1, length)
         table["input_digest"] = digest_columns({"record": record, "media": media_key})
-        forgotten = verdicts.reason == FORGOTTEN
-        if forgotten.any():  # its row counts, and says nothing of it but the source's own id
-            rows = pa.array(np.arange(length), mask=forgotten)
-            table |= {name: flatten(table[name]).take(rows) for name in (*_GEOMETRY, "label")}
-            nothing = pa.scalar([], _REGION_SCHEMA.field("hints").type)
-            table["hints"] = pc.fill_null(flatten(table["hints"]).take(rows), nothing)
-        return with_digest(conform(pa.table(table), _REGION_SCHEMA), Region)
+        return pa.table(table)
 
     def _unique(self, keys: pa.Array, verdicts: Verdicts) -> pa.Array:
         """Keys without repetition: a record that comes again fails, under a key made of its number of appearance."""
@@ -167,6 +185,15 @@ class Finisher:
         while self._seen and len(self._seen[-1]) <= 2 * len(heads):
             heads = np.sort(np.concatenate([self._seen.pop(), heads]))
         self._seen.append(heads)
+
+
+def _emptied(table: pa.Table, forgotten: NDArray[np.bool_]) -> pa.Table:
+    """The rows of forgotten media count, and say nothing of them but the source's own id."""
+    rows = pa.array(np.arange(len(table)), mask=forgotten)
+    nothing = pa.scalar([], _REGION_SCHEMA.field("hints").type)
+    cleared = {name: flatten(table[name]).take(rows) for name in (*_GEOMETRY, "label", "hints")}
+    cleared["hints"] = pc.fill_null(cleared["hints"], nothing)
+    return pa.table({name: cleared.get(name, table[name]) for name in table.column_names})
 
 
 def _repeated(heads: NDArray[np.uint64]) -> NDArray[np.bool_]:

@@ -7,6 +7,7 @@ its piece are unharmed. `NaN` and `Infinity`, which Python writers emit, decode 
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -112,12 +113,25 @@ def open_text(path: str, storage_options: Mapping[str, Any] | None = None) -> It
 def decode(data: bytes) -> Any:
     """One JSON value; `NaN`, `Infinity` and raw control characters are let through. Raises `ValueError`."""
     try:
-        return orjson.loads(data)
+        return _loads(data)
     except orjson.JSONDecodeError:
         try:
             return json.loads(data, strict=False)
         except RecursionError as error:
             raise ValueError("nested too deeply") from error
+
+
+def _loads(data: bytes) -> Any:
+    """`orjson.loads` without the garbage collector: a piece makes tens of thousands of containers and no cycle, and
+    each few hundred of them would have it walk over all objects of the process.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return orjson.loads(data)
+    finally:
+        if collecting:
+            gc.enable()
 
 
 class _Scanner:
@@ -234,7 +248,7 @@ class _Scanner:
         if not cuts:
             return []
         try:
-            piece: list[Any] = orjson.loads(b"[" + self._data[self._at : cuts[-1]].lstrip(b", \t\r\n") + b"]")
+            piece: list[Any] = _loads(b"[" + self._data[self._at : cuts[-1]].lstrip(b", \t\r\n") + b"]")
         except orjson.JSONDecodeError:
             return []
         self._at = cuts[-1]
@@ -296,7 +310,7 @@ def _decode_piece(data: bytes, pairs: bool, ends: NDArray[np.int64]) -> list[Any
     if not body.strip():
         return []
     try:
-        value = orjson.loads(b"{" + body + b"}" if pairs else b"[" + body + b"]")
+        value = _loads(b"{" + body + b"}" if pairs else b"[" + body + b"]")
         if not pairs:
             return list(value)
         if len(value) == len(ends) and all(isinstance(item, dict | list) for item in value.values()):

@@ -91,6 +91,8 @@ class PlainAnnotations:
 
 def merged(plain: pa.Table, odd: Iterator[pa.Table], is_plain: Sequence[bool]) -> pa.Table:
     """Both kinds of records in the order of the file."""
+    if len(plain) == len(is_plain):
+        return plain
     at = np.asarray(is_plain, bool)
     order = np.empty(len(at), np.int64)
     order[at] = np.arange(int(at.sum()))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 import polars as pl
@@ -114,12 +115,21 @@ def ingest(config: SourceConfig, probes: pl.DataFrame) -> Iterator[pa.Table]:
     adapter = adapter_of(config)
     finisher = Finisher(config, probes)
     empty = True
-    for raw in adapter.regions(open_source(config)):
+    for raw in _read_ahead(adapter.regions(open_source(config))):
         if len(raw):
             empty = False
             yield finisher.finish(raw)
     if empty:
         yield arrow_schema(Region).empty_table()
+
+
+def _read_ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The same tables; the next one is read in a thread while the caller works on this one."""
+    with ThreadPoolExecutor(1, "read-ahead") as reading:
+        coming = reading.submit(next, tables, None)
+        while (table := coming.result()) is not None:
+            coming = reading.submit(next, tables, None)
+            yield table
 
 
 def source_state(config: SourceConfig) -> str:
