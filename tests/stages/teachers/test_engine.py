@@ -102,7 +102,9 @@ class TestTheEngineInAProcess:
         assert "4096" in told["REFUSED"]["message"]
 
     def test_its_death_ends_every_request_at_once(self, told: dict[str, Any]) -> None:
-        assert set(told["DEATH"]["raised"]) == {"EngineDied"}
+        raised = Counter(told["DEATH"]["raised"])
+        assert set(raised) <= {"EngineDied", "answer"}, "a short reply may come before the kill"
+        assert raised["EngineDied"] >= 8
         assert told["DEATH"]["seconds"] < 30
 
 
