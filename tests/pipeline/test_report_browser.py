@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 
 from pipeline.report import ReportData, write_report
-from pipeline.report.data import CaptionCard, EventBar, FunnelRow, Histogram, Picture, RegionCard
+from pipeline.report.data import (
+    CaptionCard,
+    CostRow,
+    EventBar,
+    FunnelRow,
+    Histogram,
+    Picture,
+    RatePoint,
+    RegionCard,
+)
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
@@ -57,7 +66,16 @@ def page(tmp_path_factory) -> Path:
         title="A report <b>",
         run="runs/x",
         funnel=[FunnelRow(stage="refine", rows_in=200, ok=150, filtered=50)],
-        histograms=[Histogram(name="stability", group="masks", edges=[0, 0.5, 1], counts=[3, 4])],
+        histograms=[
+            Histogram(
+                name="stability", group="masks", edges=[0, 0.5, 1], counts=[3, 4], bounds=[("unstable min", 0.75)]
+            )
+        ],
+        costs=[
+            CostRow(name="openai · gpt-4o", requests=12, prompt_tokens=3400, completion_tokens=560, actual_usd=1.25),
+            CostRow(name="planned 2026-01-01", planned_usd=1.5),
+        ],
+        rates=[RatePoint(stage="refine", seconds=second, rows=40 * second) for second in range(5)],
         regions=[card(number) for number in range(200)],
     )
     path = tmp_path_factory.mktemp("report") / "report.html"
@@ -91,7 +109,25 @@ def test_it_opens_without_a_console_error_and_shows_everything(page, tmp_path):
     found = dom(page, tmp_path, "")
     assert list(shown(found).values()) == [True] * 200
     assert "200 of 200" in found
-    assert "<polyline" not in found
+
+
+def test_limits_of_the_policy_money_and_pace_are_drawn(page, tmp_path):
+    found = dom(page, tmp_path, "")
+    section = dict(re.findall(r'<section id="(\w+)">(.*?)</section>', found, re.DOTALL))
+    assert set(section) >= {"funnel", "reasons", "distributions", "cost", "gallery"}
+    (limit,) = re.findall(r'<line class="bound" x1="([\d.]+)"[^>]*><title>([^<]*)</title>', section["distributions"])
+    assert limit == ("150.00", "unstable min")
+    cells = [
+        re.findall(r"<t[hd][^>]*>([^<]*)<", row) for row in re.findall(r"<tr>.*?</tr>", section["cost"], re.DOTALL)
+    ]
+    head, spent, planned = cells
+    assert (head[4], head[5]) == ("planned", "spent")
+    assert spent[:4] == ["openai · gpt-4o", "12", "3400", "560"]
+    assert "1.25" in spent[5]
+    assert "1.50" in planned[4]
+    (line,) = re.findall(r'<polyline points="([^"]+)"', section["cost"])
+    assert line.split() == ["0,60", "0.00,60.00", "50.00,45.50", "100.00,31.00", "150.00,16.50", "200.00,2.00"]
+    assert "160 rows in 4.0 s" in section["cost"]
 
 
 @pytest.mark.parametrize(
