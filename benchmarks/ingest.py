@@ -1,4 +1,5 @@
-"""Speed and memory of ingest on a COCO-train-sized file, against pycocotools loading the same file in the same run.
+"""Speed and memory of ingest on a COCO-train-sized file, against pycocotools loading the same file in the same run, and
+of the selection among the regions that ingest has committed.
 
     python benchmarks/ingest.py [--images 118287] [--annotations 860001] [--folder DIR]
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,7 +21,12 @@ from pathlib import Path
 
 import numpy as np
 
+from schemas.keys import digest_value
+
 IMAGES, ANNOTATIONS = 118_287, 860_001
+FINGERPRINT = digest_value("benchmark")
+RUN = "run"
+PARTS = ("ours", "select", "pycocotools")
 
 
 def write(folder: Path, images: int, annotations: int, seed: int = 0) -> None:
@@ -68,7 +75,6 @@ def measure_ours(folder: Path) -> dict[str, float]:
 
     from pipeline.known import commit_new
     from pipeline.tables import Run
-    from schemas.keys import digest_value
     from stages.ingest.base import SourceConfig
     from stages.ingest.sources import ingest, list_media
 
@@ -84,11 +90,11 @@ def measure_ours(folder: Path) -> dict[str, float]:
         fps=pl.lit(None, pl.Float64),
     )  # fmt: skip
     clock, cpu, slices = time.perf_counter(), time.process_time(), []
-    with tempfile.TemporaryDirectory(dir=folder) as run, Run.open(run).writer("benchmark") as writer:
+    with Run.open(str(folder / RUN)).writer("benchmark") as writer:
         commit_new(
             writer,
             "regions",
-            digest_value("benchmark"),
+            FINGERPRINT,
             ingest(config, probes),
             "region_key",
             lambda rows: slices.append(len(rows)),
@@ -96,6 +102,22 @@ def measure_ours(folder: Path) -> dict[str, float]:
     rows = sum(slices)
     seconds = time.perf_counter() - clock
     return {"listing_s": listing, "seconds": seconds, "rows": rows, "rows_per_s": rows / seconds, "cpu_before": cpu}
+
+
+def measure_select(folder: Path) -> dict[str, float]:
+    """The selection among the committed regions, of a media table with a row for each of their media."""
+    import polars as pl
+
+    from pipeline.tables import Run
+    from stages.select import SelectConfig, select
+
+    clock, cpu = time.perf_counter(), time.process_time()
+    regions = Run.open(str(folder / RUN)).view().live("regions", [FINGERPRINT])
+    media = regions.select(pl.col("media_key").unique()).collect()
+    media = media.with_columns(group_key="media_key", phash=pl.lit(0, pl.Int64))
+    rows = select(regions, media, SelectConfig(max_per_image=4, max_per_class=5000, total=200_000))
+    seconds = time.perf_counter() - clock
+    return {"seconds": seconds, "rows": len(rows), "rows_per_s": len(rows) / seconds, "cpu_before": cpu}
 
 
 def measure_pycocotools(folder: Path) -> dict[str, float]:
@@ -120,10 +142,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--annotations", type=int, default=ANNOTATIONS)
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--part", choices=["ours", "pycocotools"])
+    parser.add_argument("--part", choices=PARTS)
     asked = parser.parse_args()
     if asked.part:
-        measured = {"ours": measure_ours, "pycocotools": measure_pycocotools}[asked.part](asked.folder)
+        parts = {"ours": measure_ours, "select": measure_select, "pycocotools": measure_pycocotools}
+        measured = parts[asked.part](asked.folder)
         measured["cpu_s"] = time.process_time() - measured.pop("cpu_before")
         measured["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps(measured))
@@ -133,10 +156,12 @@ def main() -> None:
         if not (folder / "instances.json").exists():
             write(folder, asked.images, asked.annotations)
         size = (folder / "instances.json").stat().st_size / 1e6
-        ours, theirs = in_process("ours", folder), in_process("pycocotools", folder)
+        shutil.rmtree(folder / RUN, ignore_errors=True)
+        ours, chosen, theirs = (in_process(part, folder) for part in PARTS)
+        shutil.rmtree(folder / RUN)
     print(f"file                  {size:10.0f} MB, {ours['rows']:.0f} annotations")
     print(f"listing the photos    {ours['listing_s']:10.1f} s")
-    for name, part in (("ingest to parts", ours), ("pycocotools load only", theirs)):
+    for name, part in (("ingest to parts", ours), ("pycocotools load only", theirs), ("select", chosen)):
         rate = part["rows"] / part["cpu_s"]
         print(
             f"{name:21} {part['seconds']:10.1f} s {part['rows_per_s']:10.0f} rows/s {part['peak_mb']:8.0f} MB; "

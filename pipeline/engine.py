@@ -106,12 +106,18 @@ def frame_of(
     view: View, table: str, fingerprints: Iterable[bytes], model: type[Row], live: bool = False
 ) -> pl.DataFrame:
     """The rows of a table as a frame with the record's columns; empty where the run has none."""
+    return lazy_of(view, table, fingerprints, model, live).collect()
+
+
+def lazy_of(
+    view: View, table: str, fingerprints: Iterable[bytes], model: type[Row], live: bool = False
+) -> pl.LazyFrame:
+    """`frame_of`, of which no more is read than what is asked of it."""
     prints = list(fingerprints)
     schema = arrow_schema(model)
     if not prints or not view.commits(table, prints):
-        return pl.DataFrame(pl.from_arrow(no_rows(schema)))
-    read = view.live if live else view.rows
-    return read(table, prints, schema=schema).collect()
+        return pl.DataFrame(pl.from_arrow(no_rows(schema))).lazy()
+    return (view.live if live else view.rows)(table, prints, schema=schema)
 
 
 def answering(rows: pl.DataFrame, units: pa.Table, unit_field: str) -> pl.DataFrame:
@@ -227,7 +233,11 @@ class Corpus:
 
     @cached_property
     def regions(self) -> pl.DataFrame:
-        rows = frame_of(self.view, "regions", self._sources(), Region, live=True)
+        return self.scan_regions().collect()
+
+    def scan_regions(self) -> pl.LazyFrame:
+        """The regions, of which no more is read than what is asked of them: their geometry is most of their bytes."""
+        rows = lazy_of(self.view, "regions", self._sources(), Region, live=True)
         for column, value in self.where.items():
             rows = rows.filter(pl.col(column).cast(pl.String) == value)
         return rows
@@ -235,7 +245,7 @@ class Corpus:
     def select_fingerprint(self) -> bytes:
         """How the selection of this set of regions is made."""
         whole = {"stage": "select", "version": 1, "settings": self.config.select.model_dump(mode="json")}
-        rows = self.regions
+        rows = self.scan_regions().select("region_key", "digest").collect()
         inputs = set_digest(rows["region_key"].to_arrow(), rows["digest"].to_arrow())
         return digest_value({**whole, "inputs": inputs, "media": set_digest(self.media["digest"].to_arrow())})
 

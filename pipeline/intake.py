@@ -87,8 +87,10 @@ def select_regions(session: Session) -> None:
     """Decides which regions go on. Looks at all of them, so its fingerprint covers the set."""
     now = session.corpus()
     print_ = now.select_fingerprint()
-    if len(now.regions) and not session.writer.view().commits("selection", print_):
-        chosen = select(now.regions, now.media, session.config.select)
+    regions = now.scan_regions()
+    known = session.writer.view().commits("selection", print_)
+    if not known and regions.select(pl.len()).collect().item():
+        chosen = select(regions, now.media, session.config.select)
         rows = with_digest(conform(chosen.to_arrow(), arrow_schema(Selection)), Selection)
         session.writer.commit_table("selection", print_, rows, "region_key")
         session.tally_rows("select", rows)

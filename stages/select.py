@@ -65,16 +65,16 @@ class SelectConfig(BaseModel):
 
 
 def select(regions: pl.LazyFrame | pl.DataFrame, media: pl.DataFrame, config: SelectConfig) -> pl.DataFrame:
-    """Selection rows (status, reason, digests) of all regions.
+    """Selection rows (status, reason, digests) of all regions; of a lazy frame only the columns that it needs are read.
 
     `regions` needs `region_key`, `digest`, `status`, `media_key`, `source`, `source_media_id`, `uri`, `label`, `box`,
     `is_crowd`, `is_group`, `is_part`, `kind`, `frame_index`, and `split` with `benchmark_splits`; `media` needs
     `media_key`, `group_key`, `phash`.
     """
-    frame = _prepared(regions.lazy().collect(), media, config)
+    frame = _prepared(regions.lazy(), media, config)
     frame = frame.with_columns(_rules(config).alias("reason"))
     if config.benchmark_splits:
-        frame = _strike(frame, _of_splits(regions.lazy(), config.benchmark_splits), "benchmark")
+        frame = _strike(frame, _of_splits(frame.lazy(), config.benchmark_splits), "benchmark")
     if config.exclude:
         guard = Guard.read(config.exclude)
         frame = _strike(frame, guard.hits(frame), "benchmark")
@@ -97,12 +97,12 @@ def selection_yield(rows: pl.DataFrame) -> pl.DataFrame:
     return counted.with_columns(share).sort("source", "status", "rows", "reason", descending=[False, True, True, False])
 
 
-def _prepared(regions: pl.DataFrame, media: pl.DataFrame, config: SelectConfig) -> pl.DataFrame:
+def _prepared(regions: pl.LazyFrame, media: pl.DataFrame, config: SelectConfig) -> pl.DataFrame:
     columns = [
         "region_key", "digest", "status", "media_key", "source", "source_media_id", "uri", "label", "box", "kind",
-        "frame_index", "is_crowd", "is_group", "is_part",
+        "frame_index", "is_crowd", "is_group", "is_part", *(["split"] if config.benchmark_splits else []),
     ]  # fmt: skip
-    frame = regions.select(columns).rename({"status": "_ingest"})
+    frame = regions.select(columns).rename({"status": "_ingest"}).collect()
     frame = frame.join(
         media.select("media_key", "group_key", "phash"), on="media_key", how="left", maintain_order="left"
     )
