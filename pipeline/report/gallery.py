@@ -45,7 +45,7 @@ def region_cards(
 
 
 def _fates(tables: Tables) -> pl.DataFrame:
-    """Regions that reached refine: region_key, source, kept, why (the first reason that ended it)."""
+    """Regions that reached refine: region_key, source, kept, why (the rarest of the reasons against its captions)."""
     regions = tables["regions"].select("region_key", "source", "status").unique("region_key")
     masks = tables.get("masks")
     if masks is None or masks.is_empty():
@@ -60,9 +60,8 @@ def _fates(tables: Tables) -> pl.DataFrame:
         kept = pl.lit(False)
         why = pl.coalesce("mask_reason", pl.lit("not captioned yet"))
         return reached.select("region_key", "source", kept=kept, why=why)
-    each = judged.group_by("region_key").agg(
-        kept=(pl.col("status") == "ok").any(), why=pl.col("reason").drop_nulls().sort().first()
-    )
+    each = judged.group_by("region_key").agg(kept=(pl.col("status") == "ok").any())
+    each = each.join(_rarest_reasons(judged), on="region_key", how="left")
     joined = reached.join(each, on="region_key", how="left")
     return joined.select(
         "region_key",
@@ -70,6 +69,15 @@ def _fates(tables: Tables) -> pl.DataFrame:
         kept=pl.col("kept").fill_null(False),
         why=pl.coalesce("mask_reason", "why", pl.lit("")),
     )
+
+
+def _rarest_reasons(judged: pl.DataFrame) -> pl.DataFrame:
+    """region_key and `why`, so that a reason that always comes with a frequent one is shown as well."""
+    first = pl.concat_list("reason").list.drop_nulls()
+    named = pl.when(pl.col("reasons").list.len() > 0).then("reasons").otherwise(first) if "reasons" in judged else first
+    given = judged.select("region_key", why=named).explode("why", empty_as_null=True).drop_nulls("why")
+    counted = given.with_columns(often=pl.len().over("why")).sort("often", "why")
+    return counted.group_by("region_key", maintain_order=True).agg(pl.col("why").first())
 
 
 def _spread(fates: pl.DataFrame, most: int, seed: int) -> pl.DataFrame:

@@ -215,6 +215,22 @@ def test_the_gallery_is_bounded_and_shows_both_fates(tmp_path):
     assert 3 <= sum(card.kept for card in data.regions) <= 7
 
 
+def test_every_reason_has_its_example_also_where_it_comes_with_a_frequent_one(tmp_path):
+    """One caption in forty is dropped for a second reason, another is kept with a flag; a few cards show both."""
+    tables = make_tables(tmp_path, 40)
+    judged = tables["decisions"].with_row_index("row")
+    rare = int(judged.filter(pl.col("status") == "filtered")["row"][5])
+    flagged = int(judged.filter(pl.col("status") == "ok")["row"][7])
+    also = pl.concat_list("reasons", pl.lit("zz_rare"))
+    tables["decisions"] = judged.with_columns(
+        reasons=pl.when(pl.col("row") == rare).then(also)
+        .when(pl.col("row") == flagged).then(pl.lit(["wrong_label"])).otherwise("reasons")
+    ).drop("row")  # fmt: skip
+    cards = report_data(tables, title="t", max_regions=8).regions
+    shown = {(reason, card.kept) for card in cards for reason in card.reasons}
+    assert {("repetition", False), ("zz_rare", False), ("wrong_label", True), ("mask_unstable", False)} <= shown
+
+
 def test_a_missing_picture_is_said_not_hidden(tables, tmp_path):
     (tmp_path / "photo.png").unlink()
     data = report_data(tables, title="t")
