@@ -1,6 +1,9 @@
 """Scoring throughput: rules 1 to 8 and 17 over synthetic captions, near copies, and a plain Python loop of the rules.
 
-python benchmarks/score.py [--rows 2100000] [--near 200000]
+python -m benchmarks.score [--rows 2100000] [--near 200000] [--datatrove PYTHON]
+
+`--datatrove` names the Python of an environment that has datatrove[processing] and spacy: its filters of quality and
+repetition are run there over English captions of the same kind, beside rules 1 to 8 on one thread.
 """
 
 from __future__ import annotations
@@ -9,10 +12,14 @@ import argparse
 import itertools
 import re
 import resource
+import subprocess
+import tempfile
 import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
+import orjson
 import polars as pl
 import pyarrow as pa
 
@@ -25,6 +32,7 @@ from stages.score.text import TextStage
 
 BATCH = 50_000
 SAMPLE = 3_000
+DATATROVE_SAMPLE = 20_000
 WORDS = (
     "red blue green small large round square old wooden metal dog cat person car cup table chair tree wall grass left",
     "right upper lower stands lies moves holds looks turns runs beside under near with and of the a on its surface",
@@ -97,11 +105,32 @@ def plain(texts: list[str]) -> float:
     return (time.perf_counter() - start) / len(texts)
 
 
+def beside_datatrove(python: str, count: int) -> None:
+    """Prints what datatrove's filters take for `count` English captions, and the rules for the same."""
+    frame = captions(round(1.4 * count), seed=9).filter(pl.col("language") == "en").head(count)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "captions.txt"
+        path.write_text("\n".join(frame["text"]) + "\n", encoding="utf-8")
+        script = Path(__file__).with_name("score_datatrove.py")
+        done = subprocess.run([python, str(script), str(path)], check=True, capture_output=True, text=True)
+    said = orjson.loads(done.stdout)
+    theirs = sum(said["seconds"].values())
+    start = time.process_time()
+    run(TextStage(), frame)
+    ours = time.process_time() - start
+    shares = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in said["seconds"].items())
+    print(f"datatrove {said['version']}, {count:,} English captions, one process: {theirs:.1f} s ({shares})")
+    print(f"rules 1-8 and 20 by words on these: {ours:.1f} s of processor time; ratio {theirs / ours:.1f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=2_100_000)
     parser.add_argument("--near", type=int, default=200_000, help="captions for the near-copy search")
+    parser.add_argument("--datatrove", metavar="PYTHON", help="the Python of an environment with datatrove")
     arguments = parser.parse_args()
+    if arguments.datatrove:
+        beside_datatrove(arguments.datatrove, min(arguments.rows, DATATROVE_SAMPLE))
     frame = captions(arguments.rows)
     text = run(TextStage(), frame)
     mask = run(MaskStage(), frame)
