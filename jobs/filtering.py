@@ -88,29 +88,28 @@ def tables(found: Refiltered, config: EngineConfig) -> dict[str, Any]:
     from stages.yields import changes, kept_shares, overlap, yield_table
 
     evaluation = found.evaluation
+    by_check = yield_table(evaluation)
     moved = None if found.before_rows is None else changes(found.before_rows, evaluation.decisions)
     return {
         "policy": evaluation.policy.name,
         "captions": len(evaluation.decisions),
         "kept": int((evaluation.decisions["status"] == "ok").sum()),
         "unscored": found.unscored,
-        "yield": yield_table(evaluation).to_dicts(),
+        "yield": by_check.to_dicts(),
         "kept_by": {scope: kept_shares(evaluation, (scope,)).to_dicts() for scope in _SCOPES},
         "overlap": overlap(evaluation).head(_MOST_PAIRS).to_dicts(),
         "before": None if found.before is None else found.before.name,
         "changes": None if moved is None else moved.to_dicts(),
-        "did_not_run": did_not_run(found, config),
+        "did_not_run": did_not_run(by_check, config),
     }
 
 
-def did_not_run(found: Refiltered, config: EngineConfig) -> dict[str, str]:
-    """The policy's checks that had no score anywhere, and why."""
+def did_not_run(by_check: pl.DataFrame, config: EngineConfig) -> dict[str, str]:
+    """The checks of a yield table that had no score anywhere, and why."""
     from stages.score.groups import OPTIONAL, all_columns
-    from stages.yields import yield_table
 
     groups, said = all_columns(), {}
-    silent = yield_table(found.evaluation)
-    for reason, column in silent.filter(pl.col("ran") == 0).select("reason", "column").iter_rows():
+    for reason, column in by_check.filter(pl.col("ran") == 0).select("reason", "column").iter_rows():
         group = groups[column].group
         key = "duplicates" if group == "corpus" else group
         if (group in OPTIONAL or group == "corpus") and getattr(config.score, key) is None:

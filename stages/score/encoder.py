@@ -76,7 +76,7 @@ class SentenceEncoder:
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(source, revision=self.config.revision)
             self._model = AutoModel.from_pretrained(source, revision=self.config.revision).eval()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, ImportError) as error:
             raise ModelMissing(self.config, error) from error
         self._device = device_of(self.config.device)
         self._model.to(self._device)
@@ -118,7 +118,7 @@ class ImageTextEncoder:
         try:
             self._processor = AutoProcessor.from_pretrained(self.config.model, revision=self.config.revision)
             self._model = AutoModel.from_pretrained(self.config.model, revision=self.config.revision).eval()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, ImportError) as error:
             raise ModelMissing(self.config, error) from error
         self._device = device_of(self.config.device)
         self._model.to(self._device)

@@ -168,7 +168,7 @@ class Grounding(Rule):
         try:
             self._processor = AutoProcessor.from_pretrained(config.model, revision=config.revision)
             model = AutoModelForZeroShotObjectDetection.from_pretrained(config.model, revision=config.revision)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, ImportError) as error:
             raise ModelMissing(config, error) from error
         self._device = device_of(config.device)
         self._model = model.eval().to(self._device)

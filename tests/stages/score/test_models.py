@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -177,6 +178,15 @@ def test_crops_through_a_siglip_model(score: Score, units: list[dict[str, Any]],
     assert again[1]["crop_similarity"] == pytest.approx(rows[0]["crop_similarity"], abs=1e-5)
     long = score(stage, [{**units[0], "text": "a dog that runs over the grass " * 20}])
     assert long["crop_similarity"].item() is not None
+
+
+@pytest.mark.skipif(importlib.util.find_spec("sentencepiece") is not None, reason="sentencepiece is installed")
+def test_a_model_whose_tokenizer_needs_another_package_says_which(tmp_path: Path) -> None:
+    """The first SigLIP's tokenizer is SentencePiece's, which the lock does not hold; SigLIP 2's needs no package."""
+    settings = tiny_siglip("siglip", tmp_path) / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "tokenizer_class": "SiglipTokenizer"}))
+    with pytest.raises(ModelMissing, match="SentencePiece"):
+        CropStage(ModelConfig(model=str(tmp_path), device="cpu")).open()
 
 
 def test_siglip_sees_a_text_as_it_was_trained_whatever_stands_beside_it(tmp_path: Path) -> None:
