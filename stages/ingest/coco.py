@@ -204,9 +204,8 @@ def _tables(source: Source, flavour: Flavour, document: Document) -> Iterator[pa
     for piece in _pieces(source, flavour, "annotations"):
         if start == 0:
             _check_first(path, piece, flavour, source.config.format)
-        size = -(-len(piece) // max(1, round(len(piece) / BATCH_ROWS)))  # even batches of about BATCH_ROWS
-        for begin in range(0, len(piece), max(1, size)):
-            entries = piece[begin : begin + size]
+        for begin, end in _batches(len(piece)):
+            entries = piece[begin:end]
             is_plain = [columns.plain(entry) for entry in entries]
             plain = columns.table([entry for entry, good in zip(entries, is_plain, strict=True) if good])
             if plain is None:
@@ -215,6 +214,15 @@ def _tables(source: Source, flavour: Flavour, document: Document) -> Iterator[pa
             odd = (annotation_row(path, at, entry, document, flavour) for at, entry, good in numbered if not good)
             yield merged(plain, batches(odd), is_plain)
         start += len(piece)
+
+
+def _batches(length: int) -> Iterator[tuple[int, int]]:
+    """Spans of `BATCH_ROWS`; a rest of less than half of that goes with the batch before it."""
+    begin = 0
+    while begin < length:
+        end = length if length - begin < BATCH_ROWS + BATCH_ROWS // 2 else begin + BATCH_ROWS
+        yield begin, end
+        begin = end
 
 
 def _check_first(path: str, piece: list[Any], flavour: Flavour, name: str) -> None:
