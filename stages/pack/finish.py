@@ -49,7 +49,7 @@ def finish_pack(
 
     Raises `PackIncompleteError` where a planned shard has no row.
     """
-    rows = _rows_of(plan, packed)
+    rows = _with_pixels(_rows_of(plan, packed))
     good = rows.filter(pl.col("status") == "ok")
     base = f"{root.rstrip('/')}/{plan.folder}"
     indexed = _indexed(plan, rows)
@@ -101,6 +101,18 @@ def _rows_of(plan: PackPlan, packed: pl.DataFrame) -> pl.DataFrame:
             f"{absent['shard'][0]}; run pack again"
         )
     return rows
+
+
+def _with_pixels(rows: pl.DataFrame) -> pl.DataFrame:
+    """The caption shards of failed media shards count as failed: halves are listed in pairs or not at all."""
+    failed = pl.col("status") != "ok"
+    lost = rows.filter(failed & (pl.col("kind") == "media"))["ordinal"]
+    alone = ~failed & pl.col("ordinal").is_in(lost.implode())
+    return rows.with_columns(
+        status=pl.when(alone).then(pl.lit("failed")).otherwise("status"),
+        reason=pl.when(alone).then(pl.lit("no_media_shard")).otherwise("reason"),
+        message=pl.when(alone).then(pl.lit("its media shard could not be written")).otherwise("message"),
+    )
 
 
 def pack_effort(plan: PackPlan, packed: pl.DataFrame, pending: pl.DataFrame) -> dict[str, int]:

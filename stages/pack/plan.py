@@ -256,12 +256,14 @@ def _units(
         base = {name: shard[name] for name in ("ordinal", "split", "form", "planned_bytes")}
         name = f"{shard['form']}-{shard['number']:06d}.tar"
         kind = "joined" if config.layout == "joined" else "captions"
-        content = digest_value({"settings": settings, "kind": kind, "samples": digests[start:end]})
+        content = digest_value({"settings": settings, "kind": kind, "samples": b"".join(digests[start:end])})
         path = f"packs/{pack_id}/{shard['split']}/{name}"
         key = digest_value({"pack_id": pack_id, "shard": path})
         rows.append({**base, "kind": kind, "shard": path, "shard_key": key, "input_digest": content})
         if config.layout == "split":
-            content = digest_value({"settings": settings, "kind": "media", "samples": media_digests[start:end]})
+            content = digest_value(
+                {"settings": settings, "kind": "media", "samples": b"".join(media_digests[start:end])}
+            )
             path = f"{MEDIA_FOLDER}/{shard['split']}/{shard['form']}-{keys[start].hex()[:8]}-{content.hex()[:16]}.tar"
             key = digest_value({"shard": path})
             rows.append({**base, "kind": "media", "shard": path, "shard_key": key, "input_digest": content})

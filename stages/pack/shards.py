@@ -78,14 +78,15 @@ def planned_media(frame: pl.DataFrame, masks: pl.DataFrame, events: pl.DataFrame
 
     Nothing of it depends on captions or decisions, so that media shards outlive a policy.
     """
-    indices = _clip_frames(frame, masks, events, config)
-    upright = [code in (None, 0, 1) for code in frame["orientation"]]
-    forms = [form_of(*row) for row in zip(frame["kind"], frame["encoding"], upright, strict=True)]
+    upright = pl.col("orientation").is_null() | pl.col("orientation").is_in([0, 1])
+    facts = frame.select("kind", "encoding", upright).rows()
+    forms = {fact: form_of(*fact) for fact in set(facts)}
+    frame = frame.join(_clip_frames(frame, masks, events, config), on="media_key", how="left", maintain_order="left")
     frame = frame.with_columns(
         split_of(frame["group_key"], config),
-        pl.Series("form", forms, pl.String),
-        pl.Series("portable", [portable_uri(uri) for uri in frame["uri"]], pl.String),
-        pl.Series("clip_indices", indices, pl.List(pl.Int64)),
+        pl.Series("form", [forms[fact] for fact in facts], pl.String),
+        _portable(frame["uri"]),
+        pl.col("clip_indices").fill_null([]),
     )
     count = pl.col("clip_indices").list.len()
     clip = (pl.col("width") * pl.col("height") * _JPEG_BYTES_A_PIXEL).cast(pl.Int64) + _TAR_OVERHEAD
@@ -93,20 +94,29 @@ def planned_media(frame: pl.DataFrame, masks: pl.DataFrame, events: pl.DataFrame
     return frame.with_columns(planned_bytes=size.cast(pl.Int64))
 
 
-def _clip_frames(frame: pl.DataFrame, masks: pl.DataFrame, events: pl.DataFrame, config: PackConfig) -> list[list[int]]:
+def _portable(uris: pl.Series) -> pl.Series:
+    """`portable_uri` of each; of plain local paths without a call each."""
+    plain = ~uris.str.contains("://", literal=True) & ~uris.str.contains("::", literal=True)
+    if plain.all():
+        return uris.str.strip_chars_end("/").str.split("/").list.last().alias("portable")
+    return pl.Series("portable", [portable_uri(uri) for uri in uris], pl.String)
+
+
+def _clip_frames(frame: pl.DataFrame, masks: pl.DataFrame, events: pl.DataFrame, config: PackConfig) -> pl.DataFrame:
+    """`media_key`, `clip_indices` of the videos."""
+    videos = frame.filter(pl.col("kind") == "video").select("media_key", "num_frames")
     prompts: dict[bytes, list[int]] = {}
     spans: dict[bytes, list[tuple[int, int]]] = {}
-    videos = frame.filter(pl.col("kind") == "video").select("media_key")
-    for key, index in masks.join(videos, on="media_key", how="semi").select("media_key", "frame_index").iter_rows():
-        prompts.setdefault(key, []).append(index)
-    seen = events.join(videos, on="media_key", how="semi").filter(pl.col("status") == "ok")
-    for key, start, end in seen.select("media_key", "start_frame", "end_frame").iter_rows():
-        spans.setdefault(key, []).append((start, end))
-    rows = zip(frame["media_key"], frame["kind"], frame["num_frames"], strict=True)
-    return [
-        clip_indices(count, prompts.get(key, []), spans.get(key, []), config) if kind == "video" else []
-        for key, kind, count in rows
+    if len(videos):
+        for key, index in masks.join(videos, on="media_key", how="semi").select("media_key", "frame_index").iter_rows():
+            prompts.setdefault(key, []).append(index)
+        seen = events.join(videos, on="media_key", how="semi").filter(pl.col("status") == "ok")
+        for key, start, end in seen.select("media_key", "start_frame", "end_frame").iter_rows():
+            spans.setdefault(key, []).append((start, end))
+    indices = [
+        clip_indices(count, prompts.get(key, []), spans.get(key, []), config) for key, count in videos.iter_rows()
     ]
+    return videos.select("media_key", clip_indices=pl.Series(indices, dtype=pl.List(pl.Int64)))
 
 
 def record_bytes(regions: pl.DataFrame, masks: pl.DataFrame, captions: pl.DataFrame) -> pl.DataFrame:

@@ -18,7 +18,7 @@ from stages.pack.frames import Frame, PackFrames
 from stages.pack.samples import COLUMNS
 
 BODIES = ("media", "regions", "masks", "events", "captions")
-MEDIA_PER_SLICE = 1024
+MEDIA_PER_SLICE = 4096
 _MOST_SLICES = 64
 _PIECE = 16_384
 _LOADED = 2
