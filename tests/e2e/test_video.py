@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from jobs.cli import app
 from pipeline.config import load_config
 from pipeline.looking import open_corpus
+from pipeline.output import decisions
 from stages.masks import box_of
 from stages.shapes.clip import draw_clip
 from stages.shapes.clips import write_mp4
@@ -148,3 +149,39 @@ def test_views_of_clips_are_compared_on_the_users_own_teacher(config: Path, serv
     # The storyboards' answers are in the ledger of the build.
     assert [len(chat.images) for chat in server.chats[asked:]] == [8, 8]
     assert page.read_text("utf-8").count("<img") == 2 * (1 + 8)
+
+
+def test_rescue_takes_a_chain_up_where_the_policy_stopped_it(config: Path, server: Any) -> None:
+    policy = config.with_name("marks.yaml")
+    policy.write_text("name: marks\nchecks:\n  - {reason: mark_leak, column: mark_hits, max: 0, repair: ask}\n")
+    config.write_text(config.read_text() + "policy: marks.yaml\n", encoding="utf-8")
+    plain, leak = server.answer, "A red outline is drawn around the left shape."
+    server.verdict = lambda chat: "answer"
+    server.answer = lambda c: {"caption": leak} if streams([c]) and of_chat(c) == ("left", 1) else plain(c)
+    perceive("build", config)
+    fates = {name: fates_of(config, rows) for name, rows in chains(config).items()}
+    assert fates["right"] == [("ok", None)] * 3
+    assert fates["left"] == [
+        ("ok", None), ("filtered", "mark_leak"), ("blocked", "earlier_event"), ("blocked", "earlier_event"),
+    ]  # fmt: skip
+
+    asked, server.take, server.answer = len(server.chats), 2, plain
+    said = perceive("rescue", config)
+    assert {"reason": "mark_leak", "repair": "ask", "captions": 1} in said["rescued"]
+    again = server.chats[asked:]
+    assert [of_chat(chat) for chat in again] == [("left", 1), ("left", 2), ("left", 3)]
+    assert leak in again[0].text, "the teacher is shown its dropped answer"
+    assert "act 0 of take 1" in again[0].text
+    done = chains(config)
+    assert {fate for rows in done.values() for fate in fates_of(config, rows)} == {("ok", None)}
+    check_history(done["left"])
+    assert [row["attempts"] for row in done["left"]] == [1, 2, 2, 2]
+    assert perceive("rescue", config)["rescued"] == []
+    assert len(server.chats) == asked + 3
+
+
+def fates_of(config: Path, rows: list[dict[str, Any]]) -> list[tuple[str, str | None]]:
+    """What the policy decided on these captions."""
+    now = open_corpus(load_config(config))
+    made = {row["caption_key"]: (row["status"], row["reason"]) for row in decisions(now, now.policy).to_dicts()}
+    return [made[row["caption_key"]] for row in rows]
