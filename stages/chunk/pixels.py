@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import cv2
@@ -18,7 +19,9 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Masks = Mapping[int, Any]
 
-_CORNERS = 160
+_CELLS = (4, 6)
+_CORNERS = 7
+"""Rows and columns into which a picture is cut, and the corners of each that are followed."""
 _LEAST_MATCHES = 8
 
 
@@ -63,8 +66,9 @@ def camera_path(frames: Sequence[Pixels], masks: Sequence[Pixels | None], scale:
     """For each frame the similarity that takes its pixels to the first frame's view: (n, 4) scale, angle, shift x, y.
 
     Corners of the background (outside the masks) are followed from frame to frame (Lucas-Kanade, forth and back), and
-    a similarity is fitted that most of them share (RANSAC), so that other moving things do not count as camera. Where
-    too few corners agree, the camera is taken to stand still. `scale` is frame pixels per small pixel.
+    a similarity is fitted that most of them share (RANSAC), so that other moving things do not count as camera. They
+    come from all over the picture: a thing with many corners has no more say than a plain wall of its size. Where too
+    few corners agree, the camera is taken to stand still. `scale` is frame pixels per small pixel.
     """
     path = np.zeros((len(frames), 4))
     path[:, 0] = 1.0
@@ -83,10 +87,9 @@ def camera_path(frames: Sequence[Pixels], masks: Sequence[Pixels | None], scale:
 def _step(before: Pixels, after: Pixels, mask: Pixels | None) -> Floats:
     """The 3x3 similarity from `after` to `before`; the identity where the background does not tell."""
     still = np.eye(3)
-    outside = None if mask is None else cv2.dilate(mask, np.ones((7, 7), np.uint8)) == 0
-    allowed = None if outside is None else outside.astype(np.uint8)
-    corners = cv2.goodFeaturesToTrack(before, _CORNERS, 0.01, 4, mask=allowed)
-    if corners is None or len(corners) < _LEAST_MATCHES:
+    target = np.zeros_like(before) if mask is None else cv2.dilate(mask, np.ones((7, 7), np.uint8))
+    corners = _spread_corners(before, (target == 0).astype(np.uint8))
+    if len(corners) < _LEAST_MATCHES:
         return still
     moved, found = _follow(before, after, corners)
     back, again = _follow(after, before, moved)
@@ -99,6 +102,23 @@ def _step(before: Pixels, after: Pixels, mask: Pixels | None) -> Floats:
     if fitted is None or agreed.sum() < max(_LEAST_MATCHES, 0.3 * sound.sum()):
         return still
     return np.vstack([fitted, [0, 0, 1]])
+
+
+def _spread_corners(grey: Pixels, allowed: Pixels) -> Any:
+    """The best corners (n, 1, 2) of each cell of the picture, where `allowed` is 1."""
+    rows, columns = (
+        np.linspace(0, side, parts + 1).astype(int) for side, parts in zip(grey.shape, _CELLS, strict=True)
+    )
+    found = [np.zeros((0, 1, 2), np.float32)]
+    for top, bottom in pairwise(rows):
+        for left, right in pairwise(columns):
+            cell = np.s_[top:bottom, left:right]
+            corners = cv2.goodFeaturesToTrack(
+                np.ascontiguousarray(grey[cell]), _CORNERS, 0.05, 4, mask=np.ascontiguousarray(allowed[cell])
+            )
+            if corners is not None:
+                found.append(corners + np.float32([left, top]))
+    return np.concatenate(found)
 
 
 def _follow(before: Pixels, after: Pixels, points: Any) -> tuple[Any, Any]:
