@@ -15,7 +15,9 @@ from pydantic import Field
 from schemas.base import Record
 
 _POOL = 16
-"""Batches whose captions are sorted by length together: padding falls, order stays random."""
+_STEP = 1.2
+"""Of `_POOL` batches the captions are sorted by length together: padding falls, order stays random. Lengths within a
+factor of `_STEP` count as one: by their exact length texts would be sorted by their words."""
 
 
 class MixtureConfig(Record):
@@ -96,9 +98,9 @@ def _draw(index: pl.DataFrame, mixture: MixtureConfig, rng: np.random.Generator)
 
 def _grouped(rows: np.ndarray, length: np.ndarray, size: int) -> np.ndarray:
     """Pools of `_POOL` batches sorted by text length, so that a batch holds texts of similar length."""
-    pool = size * _POOL
+    pool, rough = size * _POOL, np.floor(np.log1p(length) / np.log(_STEP))
     pools = [rows[start : start + pool] for start in range(0, len(rows), pool)]
-    return np.concatenate([p[np.argsort(length[p], kind="stable")] for p in pools]) if pools else rows
+    return np.concatenate([p[np.argsort(rough[p], kind="stable")] for p in pools]) if pools else rows
 
 
 def _with_neighbours(index: pl.DataFrame, rows: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:

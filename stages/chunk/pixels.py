@@ -117,7 +117,7 @@ def _spread_corners(grey: Pixels, allowed: Pixels) -> Any:
                 np.ascontiguousarray(grey[cell]), _CORNERS, 0.05, 4, mask=np.ascontiguousarray(allowed[cell])
             )
             if corners is not None:
-                found.append(corners + np.float32([left, top]))
+                found.append(corners + np.array([left, top], np.float32))
     return np.concatenate(found)
 
 
