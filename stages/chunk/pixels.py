@@ -109,7 +109,7 @@ def _spread_corners(grey: Pixels, allowed: Pixels) -> Any:
     rows, columns = (
         np.linspace(0, side, parts + 1).astype(int) for side, parts in zip(grey.shape, _CELLS, strict=True)
     )
-    found = [np.zeros((0, 1, 2), np.float32)]
+    found: list[Any] = [np.zeros((0, 1, 2), np.float32)]
     for top, bottom in pairwise(rows):
         for left, right in pairwise(columns):
             cell = np.s_[top:bottom, left:right]
