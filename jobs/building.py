@@ -111,7 +111,7 @@ def demo(
     images: Annotated[int, typer.Option(help="How many photos to draw.")] = 48,
     clips: Annotated[int, typer.Option(help="How many clips to draw.")] = 4,
     seed: Annotated[int, typer.Option(help="The seed of the drawn world.")] = 0,
-    train_seconds: Annotated[float, typer.Option(help="Seconds to train a nano PAM for; 0 trains none.")] = 120.0,
+    train_seconds: Annotated[float, typer.Option(help="Seconds to train a nano PAM for; 0 trains none.")] = 100.0,
     json: Json = False,
 ) -> None:
     """Draw a small world with planted defects, build its corpus end to end, and train a nano PAM on it."""
