@@ -188,6 +188,14 @@ def _compacted(segments: Segments, kept: Mapping[str, NDArray[np.int64]]) -> Ite
         yield b"".join(records)
 
 
+def close_logs_of(url: str, host: str, storage_options: dict[str, Any] | None = None) -> list[str]:
+    """Closes the logs that killed processes left on a host that is gone for good; returns their names.
+
+    Only while no run uses the ledger.
+    """
+    return Segments(url, storage_options).close_logs_of(host)
+
+
 def forget(
     url: str, media_keys: Collection[bytes], requests: Collection[bytes], storage_options: dict[str, Any] | None = None
 ) -> int:

@@ -3,18 +3,16 @@
 Each worker appends to a log of its own; a commit thread writes and fsyncs together what arrives within 50 ms or 64
 replies, and only then is a reply handed on. A closed log is a segment with a sorted index beside it. On an object store
 segments are uploaded (1,000 replies or 30 s) from a spool folder of this machine; logs that a killed process left are
-closed by whoever opens the ledger next. Only answers are reused; other outcomes are remembered as attempts already
-made, until they are forgiven (`retry-failed`).
+closed by whoever opens the ledger next on the same host. Only answers are reused; other outcomes are remembered as
+attempts already made, until they are forgiven (`retry-failed`).
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import queue
 import threading
 import time
-import uuid
 from collections import OrderedDict
 from concurrent.futures import Future
 from pathlib import Path
@@ -24,7 +22,7 @@ import fsspec
 
 from schemas.keys import digest_value
 from stages.failpoints import failpoint
-from stages.teachers.logs import LedgerError, Segments, adopt_logs, seal_log, sync_folder
+from stages.teachers.logs import LedgerError, Segments, adopt_logs, begin_log, seal_log
 from stages.teachers.segments import Entry, Index, Place, index_from, merged, pack_record, parse_record
 
 GROUP_REPLIES = 64
@@ -141,19 +139,27 @@ class Ledger:
         return [*large, merged([index for index in found if len(index) < _SMALL_INDEX])]
 
     def _read(self, name: str, place: Place) -> bytes:
-        if self._local is None and not (self._folder / name).exists():
-            start, end = int(place.offset), int(place.offset + place.length)
-            data: bytes = self._fs.cat_file(f"{self._root}/{name}", start=start, end=end)
-            return data
-        return os.pread(self._handle(name), place.length, place.offset)
+        """The bytes of a record; a log may have become a segment since it was indexed, or one that was uploaded."""
+        try:
+            return os.pread(self._handle(name), place.length, place.offset)
+        except FileNotFoundError:
+            if self._local is not None:
+                raise
+        segment = f"{self._root}/{Path(name).with_suffix('.seg').name}"
+        start, end = int(place.offset), int(place.offset + place.length)
+        data: bytes = self._fs.cat_file(segment, start=start, end=end)
+        return data
 
     def _handle(self, name: str) -> int:
-        """A descriptor of a log or segment; a log may have become a segment since it was indexed."""
+        """A descriptor of a log or segment of this machine's folder. Raises `FileNotFoundError`."""
         if name in self._files:
             self._files.move_to_end(name)
             return self._files[name]
         path = self._folder / name
-        self._files[name] = os.open(path if path.exists() else path.with_suffix(".seg"), os.O_RDONLY)
+        try:
+            self._files[name] = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            self._files[name] = os.open(path.with_suffix(".seg"), os.O_RDONLY)
         if len(self._files) > _OPEN_FILES:
             os.close(self._files.popitem(last=False)[1])
         return self._files[name]
@@ -163,23 +169,27 @@ class Ledger:
             self._upload(segment)
 
     def _upload(self, segment: Path) -> None:
-        """Segment first, index last: a segment without an index does not exist for readers."""
-        for suffix in (".seg", ".idx"):
+        """Segment first, index last: a segment without an index does not exist for readers.
+
+        Workers of one machine share the spool: a file that is gone was uploaded by another of them.
+        """
+        try:
+            parts = [(suffix, segment.with_suffix(suffix).read_bytes()) for suffix in (".seg", ".idx")]
+        except FileNotFoundError:
+            return
+        for suffix, data in parts:
             failpoint(f"ledger.upload{suffix}.before")
-            self._fs.pipe_file(f"{self._root}/{segment.stem}{suffix}", segment.with_suffix(suffix).read_bytes())
+            self._fs.pipe_file(f"{self._root}/{segment.stem}{suffix}", data)
             failpoint(f"ledger.upload{suffix}.after")
-        segment.unlink()
-        segment.with_suffix(".idx").unlink()
+        for suffix, _ in parts:
+            segment.with_suffix(suffix).unlink(missing_ok=True)
 
 
 class _Writer:
     """One log and the thread that commits groups of replies to it. Holds an exclusive lock on the file while alive."""
 
     def __init__(self, folder: Path, max_replies: int, max_seconds: float | None) -> None:
-        self.path = folder / f"{time.time_ns():020d}-{os.getpid()}-{uuid.uuid4().hex[:8]}.wal"
-        self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-        sync_folder(folder)
+        self.path, self._file = begin_log(folder)
         self._max_replies, self._max_seconds = max_replies, max_seconds
         self._born, self._queued, self._offset = time.monotonic(), 0, 0
         self._places: dict[bytes, list[Place]] = {}

@@ -1,10 +1,18 @@
-"""The ledger's folder: closing logs, and reading all segments as a whole."""
+"""The ledger's folder: beginning and closing logs, and reading all segments as a whole.
+
+A log is named `<begun ns>-<host>-<pid>-<random>.wal`. Its writer holds a lock on the file, which dies with the process;
+but a lock may count on one host alone while the folder is shared by several (NFS without lock daemon). So logs that
+killed processes left are closed by processes of the same host only; those of a host that is gone for good are read like
+all others until somebody who knows closes them (`perceive cache close`).
+"""
 
 from __future__ import annotations
 
 import fcntl
 import io
 import os
+import re
+import socket
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -14,7 +22,16 @@ from typing import IO, Any
 import fsspec
 
 from stages.failpoints import failpoint
-from stages.teachers.segments import Entry, Index, index_bytes, index_from, index_of, pack_record, read_records
+from stages.teachers.segments import (
+    Entry,
+    Index,
+    index_bytes,
+    index_from,
+    index_of,
+    merged,
+    pack_record,
+    read_records,
+)
 
 _SEGMENT_FILES = ("seg", "idx", "seg.tmp", "idx.tmp")
 
@@ -33,42 +50,63 @@ class Segments:
         self._local = Path(self._root) if protocol == "file" else None
 
     def names(self) -> list[str]:
-        """Segments whose index is there, then logs; sorted by the time at which they were begun."""
+        """Segments whose index is there, then logs; sorted by the time at which they were begun.
+
+        What is listed may have moved on when it is opened: a log is closed by its writer at any time.
+        """
         found = [path.rpartition("/")[2] for path in self._list()]
         have = set(found)
-        segments = [name for name in found if name.endswith(".seg") and name[: -len(".seg")] + ".idx" in have]
-        return sorted(segments) + sorted(name for name in found if name.endswith(".wal"))
+        segments = [name for name in found if name.endswith(".seg") and _beside(name, ".idx") in have]
+        # A listing that is taken while a log is renamed may hold both names.
+        logs = [name for name in found if name.endswith(".wal") and _beside(name, ".seg") not in have]
+        failpoint("ledger.listed")
+        return sorted(segments) + sorted(logs)
 
     def open(self, name: str) -> IO[bytes]:
-        """A segment or log for reading."""
-        stream: IO[bytes] = self._fs.open(f"{self._root}/{name}", "rb")
-        return stream
+        """A segment or log for reading; a log that was closed meanwhile is read as the segment that it became."""
+        try:
+            return self._stream(name)
+        except FileNotFoundError:
+            if not name.endswith(".wal"):
+                raise
+        try:
+            return self._stream(_beside(name, ".seg"))
+        except FileNotFoundError:
+            return io.BytesIO()  # closed without a record: nothing is left of it
 
     def indexes(self) -> list[Index]:
         """The index of every segment, mapped where the disk is local; logs are scanned."""
-        found = []
-        for name in self.names():
-            index = name[: -len(".seg")] + ".idx"
-            if name.endswith(".wal"):
-                with self.open(name) as stream:
-                    found.append(index_of(read_records(stream), name))
-            elif self._local is not None:
-                found.append(index_from(self._local / index, name))
-            else:
-                found.append(index_from(self._fs.cat_file(f"{self._root}/{index}"), name))
-        return found
+        return [self._index(name) for name in self.names()]
 
     def size(self) -> int:
         """Bytes of all segments and logs."""
-        return sum(int(self._fs.size(f"{self._root}/{name}")) for name in self.names())
+        total = 0
+        for name in self.names():
+            with self.open(name) as stream:
+                total += stream.seek(0, io.SEEK_END)
+        return total
+
+    def close_logs_of(self, host: str) -> list[str]:
+        """Closes the logs that were begun on a host that is gone for good; returns their names.
+
+        Only where nobody writes there any more: what a living writer adds to a log that was closed is never found.
+        """
+        return [log.name for log in self._logs() if host_of(log.name) == log_host(host) and _seal_if_free(log)]
 
     def must_be_idle(self) -> None:
         """Closes what killed processes left. Raises `LedgerError` while a log is being written."""
         if self._local is not None and self._local.exists():
             adopt_logs(self._local)
         busy = [name for name in self.names() if name.endswith(".wal")]
-        if busy:
+        if not busy:
+            return
+        host = host_of(busy[0])
+        if host in (None, log_host()):
             raise LedgerError(f"{self._root}: {busy[0]} is being written; wait for the run to end")
+        raise LedgerError(
+            f"{self._root}: {busy[0]} was begun on the host {host}; wait for the run to end there, let any process of "
+            f"that host open the ledger, or, if it is gone for good, `perceive cache close CONFIG --host {host}`"
+        )
 
     def replace_all(self, segments: Iterable[bytes]) -> None:
         """Puts segments of these records in the place of all; the new ones are whole before an old one goes."""
@@ -102,6 +140,32 @@ class Segments:
                 self._fs.rm_file(path)
         return dropped
 
+    def _stream(self, name: str) -> IO[bytes]:
+        stream: IO[bytes] = self._fs.open(f"{self._root}/{name}", "rb")
+        return stream
+
+    def _logs(self) -> list[Path]:
+        return sorted(self._local.glob("*.wal")) if self._local is not None else []
+
+    def _index(self, name: str) -> Index:
+        if not name.endswith(".wal"):
+            return self._index_file(name)
+        try:
+            with self._stream(name) as stream:
+                return index_of(read_records(stream), name)
+        except FileNotFoundError:
+            pass
+        try:
+            return self._index_file(_beside(name, ".seg"))
+        except FileNotFoundError:
+            return merged([])  # closed without a record
+
+    def _index_file(self, segment: str) -> Index:
+        index = _beside(segment, ".idx")
+        if self._local is not None:
+            return index_from(self._local / index, segment)
+        return index_from(self._fs.cat_file(f"{self._root}/{index}"), segment)
+
     def _put(self, records: bytes) -> None:
         """A new segment of these records."""
         stem = f"{time.time_ns():020d}-merged-{uuid.uuid4().hex[:8]}"
@@ -114,7 +178,7 @@ class Segments:
 
     def _remove(self, name: str) -> None:
         # The index first: a segment without one does not exist.
-        for path in (name[: -len(".seg")] + ".idx", name):
+        for path in (_beside(name, ".idx"), name):
             self._fs.rm_file(f"{self._root}/{path}")
 
     def _list(self) -> list[str]:
@@ -124,21 +188,57 @@ class Segments:
         return paths
 
 
+def log_host(host: str | None = None) -> str:
+    """A host (this one by default) as it stands in the names of logs: without what would part the name."""
+    return re.sub(r"[^A-Za-z0-9_]", "_", host or socket.gethostname())
+
+
+def host_of(log: str) -> str | None:
+    """The host on which a log was begun, from its name; None for a name without one (earlier versions)."""
+    parts = log.partition(".")[0].split("-")
+    return parts[1] if len(parts) == 4 else None
+
+
+def begin_log(folder: Path) -> tuple[Path, int]:
+    """A new log and a descriptor for appending, which holds the writer's lock.
+
+    Between its creation and the lock somebody may take the log for one that a killed process left, and remove it: a
+    writer must not go on with a file that has no name.
+    """
+    while True:
+        log = folder / f"{time.time_ns():020d}-{log_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.wal"
+        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+        failpoint("ledger.log.created")
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if _is_at(handle, log):
+            sync_folder(folder)
+            return log, handle
+        os.close(handle)
+
+
 def adopt_logs(folder: Path) -> None:
-    """Closes every log in a folder whose writer is gone: the lock that a writer holds dies with it."""
+    """Closes the logs of this host whose writer is gone: the lock that a writer holds dies with it."""
     for log in sorted(folder.glob("*.wal")):
-        try:
-            handle = os.open(log, os.O_RDWR)
-        except FileNotFoundError:
-            continue
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if log.exists():
-                seal_log(log)
-        except BlockingIOError:
-            continue
-        finally:
-            os.close(handle)
+        if host_of(log.name) in (None, log_host()):
+            _seal_if_free(log)
+
+
+def _seal_if_free(log: Path) -> bool:
+    """Closes a log that nobody has locked; whether it did."""
+    try:
+        handle = os.open(log, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        mine = _is_at(handle, log)  # else it was closed between the two calls
+        if mine:
+            seal_log(log)
+        return mine
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(handle)
 
 
 def seal_log(log: Path) -> Path | None:
@@ -163,6 +263,18 @@ def seal_log(log: Path) -> Path | None:
     sync_folder(log.parent)
     failpoint("ledger.seal.after")
     return segment
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether a path still names the file that a descriptor is open on."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _beside(name: str, suffix: str) -> str:
+    return name.rpartition(".")[0] + suffix
 
 
 def sync_folder(folder: Path) -> None:

@@ -65,7 +65,7 @@ for failpoint in [*sys.argv[2:], ""]:
 
 EVERYTHING = [digest_value([group, reply]) for group in range(4) for reply in range(40)]
 POINTS = (
-    "ledger.append.before:2", "ledger.append.after:2", "ledger.fsync.after:3",
+    "ledger.listed", "ledger.log.created", "ledger.append.before:2", "ledger.append.after:2", "ledger.fsync.after:3",
     "ledger.index.before", "ledger.seal.before", "ledger.seal.after",
 )  # fmt: skip
 
@@ -115,3 +115,86 @@ def test_a_torn_tail_is_cut_and_all_before_it_counts(killed: Path, tmp_path: Pat
     ledger.close()
     assert found.count(None) == 1
     assert next(tmp_path.glob("*.seg")).stat().st_size < segment.stat().st_size - 5
+
+
+# Processes put to sleep where another one may come in between, and woken when it has.
+RACES = """
+import fcntl, os, signal, sys, time
+from pathlib import Path
+
+from schemas.keys import digest_value
+from stages import failpoints
+from stages.teachers import cache
+from stages.teachers.ledger import Ledger
+from stages.teachers.segments import Entry
+
+def asleep(failpoint, work, *arguments):
+    child = os.fork()
+    if child == 0:
+        os.environ["PERCEIVE_FAILPOINT"] = failpoint + ":1:stop"
+        failpoints.rearm()
+        work(*arguments)
+        os._exit(0)
+    assert os.WIFSTOPPED(os.waitpid(child, os.WUNTRACED)[1]), failpoint
+    return child
+
+def woken(child):
+    os.kill(child, signal.SIGCONT)
+    assert os.waitpid(child, 0)[1] == 0
+
+def write(folder, tell=None, wait=None):
+    ledger = Ledger(folder)
+    ledger.open()
+    ledger.append(Entry(request=digest_value("a"), outcome="answer", teacher="t", model="m", created_s=1.0)).result()
+    if tell is not None:
+        os.write(tell, b"written")
+        os.read(wait, 1)
+    assert ledger.lookup(digest_value("a"))
+    ledger.close()
+
+def read(folder, held):
+    ledger = Ledger(folder)
+    ledger.open()
+    assert (ledger.lookup(digest_value("a")) is not None) == held
+    ledger.close()
+
+def count(folder, held):
+    counted = cache.stats(folder)
+    assert counted.replies == held and bool(counted.bytes) == held
+
+root, race = Path(sys.argv[1]), sys.argv[2]
+folder = str(root / "ledger")
+(root / "ledger").mkdir()
+if race == "begun":
+    writer = asleep("ledger.log.created", write, folder)
+    read(folder, False)
+    woken(writer)
+    read(folder, True)
+elif race == "closed":
+    (told, tell), (wait, go) = os.pipe(), os.pipe()
+    writer = os.fork()
+    if writer == 0:
+        write(folder, tell, wait)
+        os._exit(0)
+    os.read(told, 7)
+    readers = [asleep("ledger.listed", work, folder, True) for work in (read, count)]
+    os.write(go, b".")
+    assert os.waitpid(writer, 0)[1] == 0
+    assert not list(Path(folder).glob("*.wal"))
+    for reader in readers:
+        woken(reader)
+elif race == "removed":
+    log = os.open(folder + "/empty.wal", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(log, fcntl.LOCK_EX)
+    readers = [asleep("ledger.listed", work, folder, False) for work in (read, count)]
+    fcntl.flock(log, fcntl.LOCK_UN)
+    read(folder, False)
+    assert not list(Path(folder).iterdir())
+    for reader in readers:
+        woken(reader)
+"""
+
+
+@pytest.mark.parametrize("race", ["begun", "closed", "removed"])
+def test_one_worker_begins_or_closes_a_log_while_another_opens_the_ledger(tmp_path: Path, race: str) -> None:
+    subprocess.run([sys.executable, "-c", RACES, str(tmp_path), race], check=True, timeout=120)

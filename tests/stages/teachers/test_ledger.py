@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -101,6 +105,64 @@ def test_a_remote_ledger_is_uploaded_and_read_from_another_machine(
     names = [path.rpartition("/")[2] for path in fs.ls(root, detail=False)]
     assert sum(name.endswith(".seg") for name in names) == 2, "1,000 replies a segment"
     assert not list((tmp_path / "one").rglob("*.seg"))
+
+
+class Gated(LocalFileSystem):
+    """A folder as an object store whose uploads wait to be let through."""
+
+    protocol = "gated"
+    reached, gate = threading.Event(), threading.Event()
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return super()._strip_protocol(path.removeprefix("gated://"))
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: Any) -> None:
+        self.reached.set()
+        assert self.gate.wait(30)
+        Path(path).parent.mkdir(exist_ok=True)
+        super().pipe_file(path, value, mode, **more)
+
+
+def test_a_reply_is_found_while_its_segment_is_uploaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec.register_implementation("gated", Gated, clobber=True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "spool"))
+    ledger = Ledger(f"gated://{tmp_path}/ledger")
+    ledger.open()
+    keep(ledger, *(entry(number) for number in range(1000)))
+    first = ledger.append(entry("of the next log"))
+    assert Gated.reached.wait(30)
+    assert ledger.lookup(digest_value(7)) is not None
+    Gated.gate.set()
+    first.result(30)
+    ledger.close()
+    assert ledger.lookup(digest_value(7)) is not None
+
+
+def test_logs_of_another_host_are_read_and_left_open_until_it_is_said_to_be_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "node-7.cluster")
+    (tmp_path / "other").mkdir()
+    there = Ledger(str(tmp_path / "other"))
+    there.open()
+    keep(there, entry("a"))
+    (log,) = (tmp_path / "other").glob("*.wal")
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / log.name).write_bytes(log.read_bytes())  # no lock is seen here, as on another node
+    there.close()
+    monkeypatch.undo()
+    here = Ledger(str(shared))
+    here.open()
+    assert here.lookup(digest_value("a")) is not None
+    assert (shared / log.name).exists()
+    with pytest.raises(LedgerError, match="--host node_7_cluster"):
+        cache.gc(str(shared))
+    assert cache.close_logs_of(str(shared), "node-8") == []
+    assert cache.close_logs_of(str(shared), "node-7.cluster") == [log.name]
+    assert here.lookup(digest_value("a")) is not None
+    assert cache.gc(str(shared)) == (1, 1)
 
 
 @settings(max_examples=30, deadline=None)
