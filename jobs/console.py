@@ -28,6 +28,7 @@ _ELSEWHERE = (
     ("model.judges", "JudgeError"),
     ("model.optim", "DivergedError"),
     ("stages.base", "UnitError"),
+    ("stages.teachers.logs", "LedgerError"),
 )
 """Errors that are looked up only where they can have been raised: importing the model takes seconds."""
 

@@ -23,7 +23,10 @@ def add_to(app: typer.Typer) -> None:
     ablate.command("views")(ablate_views)
     app.add_typer(ablate, name="ablate")
     cache = typer.Typer(help="The ledger of a run: every reply that was billed.", no_args_is_help=True)
-    for name, command in (("stats", cache_stats), ("export", cache_export), ("import", cache_import), ("gc", cache_gc)):
+    commands = {
+        "stats": cache_stats, "export": cache_export, "import": cache_import, "gc": cache_gc, "close": cache_close,
+    }  # fmt: skip
+    for name, command in commands.items():
         cache.command(name)(command)
     app.add_typer(cache, name="cache")
 
@@ -156,12 +159,29 @@ def cache_import(config: ConfigOrRun, file: Path) -> None:
 
 @one_line_errors
 def cache_gc(config: ConfigOrRun) -> None:
-    """Keep the latest answer to each request and forget what else was said."""
+    """Keep the latest answer to each request and forget what else was said. Not while a build works on the run."""
+    from pipeline.tables import Run
     from stages.teachers.cache import gc
 
     live = find_config(config, []).runtime()
-    before, after = gc(_ledger(live.run), 0.0, live.storage_options)
+    with Run.open(live.run, live.storage_options).writer("perceive cache gc"):
+        before, after = gc(_ledger(live.run), 0.0, live.storage_options)
     out.print(f"{before} replies before, {after} after")
+
+
+@one_line_errors
+def cache_close(
+    config: ConfigOrRun,
+    host: Annotated[str, typer.Option(help="The host that is gone for good, as the names of its logs say.")],
+) -> None:
+    """Close the logs of killed processes of a host that is gone. Not while a build works on the run."""
+    from pipeline.tables import Run
+    from stages.teachers.cache import close_logs_of
+
+    live = find_config(config, []).runtime()
+    with Run.open(live.run, live.storage_options).writer("perceive cache close"):
+        closed = close_logs_of(_ledger(live.run), host, live.storage_options)
+    out.print(f"{len(closed)} logs closed" + (f": {', '.join(closed)}" if closed else ""), soft_wrap=True)
 
 
 def _ledger(run: str) -> str:

@@ -12,8 +12,12 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from jobs.cli import app
+from pipeline.tables import Run as Tables
+from schemas.keys import digest_value
 from stages.shapes.config import ShapesConfig
 from stages.shapes.images import write_images
+from stages.teachers.ledger import Ledger
+from stages.teachers.segments import Entry
 
 Run = Callable[..., Result]
 
@@ -107,3 +111,35 @@ def test_preview_draws_the_first_regions(run: Run, config: Path, tmp_path: Path)
     result = run("preview", config, "--out", tmp_path / "p.png")
     assert result.exit_code == 0
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def bought(folder: Path) -> None:
+    """A ledger of an answer and an invalid attempt before it."""
+    ledger = Ledger(str(folder))
+    ledger.open()
+    for at, outcome in enumerate(("invalid", "answer")):
+        said = {"request": digest_value("a"), "outcome": outcome, "teacher": "openai", "model": "m", "created_s": at}
+        ledger.append(Entry.model_validate(said)).result()
+    ledger.close()
+
+
+def test_the_ledger_is_cleared_only_while_nobody_builds(run: Run, config: Path, tmp_path: Path) -> None:
+    bought(tmp_path / "run" / "ledger")
+    with Tables.open(str(tmp_path / "run")).writer("perceive build"):
+        for command in (("gc",), ("close", "--host", "node-7")):
+            refused = run("cache", command[0], config, *command[1:])
+            assert refused.exit_code == 1
+            assert "held by perceive build" in refused.stderr
+    assert run("cache", "gc", config).stdout == "2 replies before, 1 after\n"
+
+
+def test_logs_of_a_host_that_is_gone_are_closed_by_name(run: Run, config: Path, tmp_path: Path) -> None:
+    ledger = tmp_path / "run" / "ledger"
+    bought(ledger)
+    (segment,) = ledger.glob("*.seg")
+    segment.rename(ledger / f"{1:020d}-node_7-42-abcdef01.wal")
+    refused = run("cache", "gc", config)
+    assert refused.exit_code == 1
+    assert "--host node_7" in refused.stderr
+    assert "1 logs closed" in run("cache", "close", config, "--host", "node-7").stdout
+    assert run("cache", "gc", config).exit_code == 0
