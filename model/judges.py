@@ -149,6 +149,7 @@ async def _one(teacher: Teacher, config: JudgeConfig, asked: Asked) -> Record | 
         answer=asked.answer,
         decoding=config.teacher.decoding,
         max_tokens=config.teacher.decoding.max_tokens or prompt.max_tokens,
+        options=config.teacher.request_options(),
         tags={"task": prompt.task},
     )
     for left in range(config.teacher.retry.invalid, -1, -1):

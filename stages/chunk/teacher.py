@@ -152,5 +152,6 @@ class TeacherChunkStage(ChunkStage):
             decoding=decoding,
             max_tokens=decoding.max_tokens or self._prompt.max_tokens,
             detail=self._teacher_config.detail,
+            options=self._teacher_config.request_options(),
             tags={"task": "spans", "media": unit.fields["media_key"].hex()},
         )

@@ -88,7 +88,7 @@ class Recipe:
             decoding=decoding,
             max_tokens=decoding.max_tokens or self.prompt.max_tokens,
             detail=self.teacher.detail,
-            options=json.dumps(self.teacher.capabilities.extra_body, sort_keys=True),
+            options=self.teacher.request_options(),
             subject=subject,
             tags={
                 "task": self.task,

@@ -211,6 +211,7 @@ class JudgeStage(AsyncStage):
                 decoding=teacher.decoding,
                 max_tokens=teacher.decoding.max_tokens or max_tokens,
                 detail=teacher.detail,
+                options=teacher.request_options(),
                 tags={"task": "judge", "media": unit.media_key.hex()},
             )
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
@@ -141,6 +142,25 @@ class TeacherConfig(Record):
         if self.backend == "measured":
             return "measured"
         return f"{self.model}@{self.revision}" if self.revision else str(self.model)
+
+    def request_options(self) -> str:
+        """What is asked beside the conversation, as JSON for a request's identity: the endpoint's own fields.
+
+        Of `capabilities` it has what changes the request against the defaults and could change the answer; so a ledger
+        of an endpoint with the defaults is good for one that names the token limit otherwise, and an answer that was
+        bought without a schema does not stand for one that is asked with it.
+        """
+        can, own = self.capabilities, self.capabilities.extra_body
+        changes = {
+            "structured": can.structured != "json_schema",
+            "patterns": not can.patterns and can.structured != "none",
+            "strict": not can.strict and can.structured == "json_schema",
+            "image_detail": not can.image_detail and self.detail != "auto",
+            "seed": not can.seed and self.decoding.seed is not None,
+            "sampling": not can.sampling,
+        }
+        changed = {name: getattr(can, name) for name, differs in changes.items() if differs}
+        return json.dumps({"capabilities": changed, "extra_body": own} if changed else own, sort_keys=True)
 
     def settings(self) -> dict[str, Any]:
         """What an answer depends on."""

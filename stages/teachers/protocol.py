@@ -96,8 +96,8 @@ class Subject:
 class TeacherRequest:
     """A conversation to be continued with one JSON object that is valid by `answer`.
 
-    `options` are the endpoint's own fields as JSON. `digest` is the canonical identity of what is asked, and of whom;
-    it does not depend on where the teacher runs.
+    `options` are `TeacherConfig.request_options()`: what the endpoint is sent beside it all. `digest` is the canonical
+    identity of what is asked, and of whom; it does not depend on where the teacher runs.
     """
 
     model: str
@@ -117,7 +117,7 @@ class TeacherRequest:
 
     @functools.cached_property
     def digest(self) -> bytes:
-        """16 bytes over model, messages, pictures, schema and decoding."""
+        """16 bytes over model, messages, pictures, schema, decoding and the endpoint's options."""
         return digest_value(
             {
                 "model": self.model,

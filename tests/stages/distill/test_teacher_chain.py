@@ -29,7 +29,7 @@ from stages.distill.units import CaptionUnit
 from stages.masks import encode
 from stages.shapes.scene import draw_scene
 from stages.teachers.budget import Account
-from stages.teachers.config import BatchConfig, LimitsConfig, TeacherConfig
+from stages.teachers.config import BatchConfig, CapabilitiesConfig, LimitsConfig, TeacherConfig
 from stages.teachers.ledger import GROUP_REPLIES
 from stages.teachers.pricing import price_of
 
@@ -146,6 +146,37 @@ def test_failed_attempts_are_not_made_again_until_they_are_forgiven(
     table = pa.concat_tables(checked(stage, to_table(units, stage.unit)))
     stage.close()
     assert set(table["status"].to_pylist()) == {"ok"}
+
+
+def test_what_an_endpoint_is_sent_is_part_of_what_was_asked(
+    teacher_server: Callable[..., Any], drawn: Any, tmp_path: Path
+) -> None:
+    server = teacher_server(verdict=lambda chat: "answer" if "response_format" in chat.body else "invalid")
+    loose, usual = CapabilitiesConfig(structured="none"), CapabilitiesConfig()
+    units = drawn(1, 2)
+    assert {row.reason for row in run(units, teacher(server, capabilities=loose), tmp_path)} == {"invalid"}
+    assert {row.status for row in run(units, teacher(server, capabilities=usual), tmp_path)} == {"ok"}
+    bought = len(server.chats)
+    served = CapabilitiesConfig(token_field="max_tokens", image_detail=False)
+    assert {row.status for row in run(units, teacher(server, capabilities=served), tmp_path)} == {"ok"}
+    assert len(server.chats) == bought, "another name of the token limit asks for nothing else"
+
+
+@pytest.mark.parametrize(
+    ("settings", "options"),
+    [
+        ({}, "{}"),
+        ({"extra_body": {"top_k": 3}}, '{"top_k": 3}'),
+        ({"token_field": "max_tokens", "image_detail": False}, "{}"),
+        ({"structured": "none", "strict": False}, '{"capabilities": {"structured": "none"}, "extra_body": {}}'),
+        ({"sampling": False, "extra_body": {"k": 3}}, '{"capabilities": {"sampling": false}, "extra_body": {"k": 3}}'),
+    ],
+)
+def test_a_ledger_from_before_capabilities_counted_stays_good_where_they_are_the_defaults(
+    settings: dict[str, Any], options: str
+) -> None:
+    config = TeacherConfig(backend="openai", model="m", capabilities=CapabilitiesConfig(**settings))
+    assert config.request_options() == options
 
 
 def test_combined_tasks_buy_one_reply_a_region(teacher_server: Callable[..., Any], drawn: Any, tmp_path: Path) -> None:
