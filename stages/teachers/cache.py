@@ -18,6 +18,7 @@ from schemas.caption import Usage, added
 from stages.teachers.ledger import LOCAL_SEGMENT_REPLIES, Ledger
 from stages.teachers.logs import Segments
 from stages.teachers.segments import OUTCOMES, Entry, merged, read_raw, read_records
+from stages.teachers.totals import Tally
 
 _WAITING = 10_000
 """Replies that `load` has queued and not yet seen on disk."""
@@ -52,12 +53,12 @@ class Bought(Record):
 
 
 def by_model(url: str, storage_options: dict[str, Any] | None = None) -> dict[tuple[str, str], Bought]:
-    """What was bought, by back end and model."""
+    """What was bought, by back end and model; from the totals of the segments, so that only open logs are read."""
     found: dict[tuple[str, str], Bought] = {}
-    for entry in entries(Segments(url, storage_options)):
-        name = entry.teacher, entry.model
+    for tally in _tallies(Segments(url, storage_options)):
+        name, usage = (tally.teacher, tally.model), _usage(tally)
         before = found.get(name, Bought())
-        found[name] = Bought(replies=before.replies + 1, usage=added(before.usage, entry.usage))
+        found[name] = Bought(replies=before.replies + tally.replies, usage=added(before.usage, usage))
     return found
 
 
@@ -97,27 +98,34 @@ def answered(
 
 
 def stats(url: str, storage_options: dict[str, Any] | None = None) -> CacheStats:
-    """Counts over every reply of a ledger."""
+    """Counts over all replies of a ledger, from the totals of its segments."""
     outcomes: Counter[str] = Counter()
     models: Counter[str] = Counter()
     tasks: Counter[str] = Counter()
-    used = [0, 0, 0.0]
+    usage = Usage(cost_usd=0.0)
     segments = Segments(url, storage_options)
-    for entry in entries(segments):
-        outcomes[entry.outcome] += 1
-        models[entry.model] += 1
-        tasks["/".join(entry.tags[tag] for tag in ("task", "language") if tag in entry.tags) or "other"] += 1
-        used[0] += entry.usage.prompt_tokens
-        used[1] += entry.usage.completion_tokens
-        used[2] += entry.usage.cost_usd or 0.0
+    for tally in _tallies(segments):
+        outcomes[tally.outcome] += tally.replies
+        models[tally.model] += tally.replies
+        tasks[tally.task] += tally.replies
+        usage = added(usage, _usage(tally))
     return CacheStats(
         replies=outcomes.total(),
         by_outcome={name: outcomes[name] for name in OUTCOMES if outcomes[name]},
         by_model=dict(models.most_common()),
         by_task=dict(tasks.most_common()),
-        usage=Usage(prompt_tokens=int(used[0]), completion_tokens=int(used[1]), cost_usd=used[2]),
+        usage=usage,
         bytes=segments.size(),
     )
+
+
+def _tallies(segments: Segments) -> Iterator[Tally]:
+    for totals in segments.totals():
+        yield from totals.tallies
+
+
+def _usage(tally: Tally) -> Usage:
+    return Usage(prompt_tokens=tally.prompt_tokens, completion_tokens=tally.completion_tokens, cost_usd=tally.cost_usd)
 
 
 def export(url: str, path: Path, storage_options: dict[str, Any] | None = None) -> int:

@@ -174,7 +174,8 @@ class Ledger:
         Workers of one machine share the spool: a file that is gone was uploaded by another of them.
         """
         try:
-            parts = [(suffix, segment.with_suffix(suffix).read_bytes()) for suffix in (".seg", ".idx")]
+            found = [suffix for suffix in (".seg", ".sum", ".idx") if segment.with_suffix(suffix).exists()]
+            parts = [(suffix, segment.with_suffix(suffix).read_bytes()) for suffix in found]
         except FileNotFoundError:
             return
         for suffix, data in parts:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import io
+import logging
 import os
 import re
 import socket
@@ -32,8 +33,11 @@ from stages.teachers.segments import (
     pack_record,
     read_records,
 )
+from stages.teachers.totals import Counting, Totals, totals_of
 
-_SEGMENT_FILES = ("seg", "idx", "seg.tmp", "idx.tmp")
+_SEGMENT_FILES = ("seg", "idx", "sum")
+
+_LOG = logging.getLogger(__name__)
 
 
 class LedgerError(Exception):
@@ -77,6 +81,10 @@ class Segments:
     def indexes(self) -> list[Index]:
         """The index of every segment, mapped where the disk is local; logs are scanned."""
         return [self._index(name) for name in self.names()]
+
+    def totals(self) -> list[Totals]:
+        """The totals of every segment and log; logs, and segments whose totals were never kept, are read for it."""
+        return [self._totals(name) for name in self.names()]
 
     def size(self) -> int:
         """Bytes of all segments and logs."""
@@ -136,7 +144,7 @@ class Segments:
         counting = {stem for name in self.names() for stem in [name.rpartition(".")[0]]}
         for path in self._list():
             stem, _, suffix = path.rpartition("/")[2].partition(".")
-            if suffix in _SEGMENT_FILES and stem not in counting:
+            if suffix.partition(".")[0] in _SEGMENT_FILES and stem not in counting:
                 self._fs.rm_file(path)
         return dropped
 
@@ -166,19 +174,39 @@ class Segments:
             return index_from(self._local / index, segment)
         return index_from(self._fs.cat_file(f"{self._root}/{index}"), segment)
 
+    def _totals(self, name: str) -> Totals:
+        kept = f"{self._root}/{_beside(name, '.sum')}"
+        if name.endswith(".seg") and self._fs.exists(kept):
+            return Totals.model_validate_json(self._fs.cat_file(kept))
+        with self.open(name) as stream:
+            totals = totals_of(read_records(stream))
+        if name.endswith(".seg"):
+            try:
+                self._write(_beside(name, ".sum"), totals.model_dump_json().encode())
+            except OSError as error:  # a ledger that may only be read is counted every time
+                _LOG.info("%s: the totals of %s are not kept: %s", self._root, name, error)
+        return totals
+
     def _put(self, records: bytes) -> None:
         """A new segment of these records."""
         stem = f"{time.time_ns():020d}-merged-{uuid.uuid4().hex[:8]}"
-        index = index_bytes(index_of(read_records(io.BytesIO(records)), f"{stem}.seg"))
-        for suffix, data in ((".seg", records), (".idx", index)):
-            if self._local is not None:
-                write_durably(self._local / f"{stem}{suffix}", data)
-            else:
-                self._fs.pipe_file(f"{self._root}/{stem}{suffix}", data)
+        counting = Counting()
+        index = index_bytes(index_of(counting.over(read_records(io.BytesIO(records))), f"{stem}.seg"))
+        totals = counting.totals().model_dump_json().encode()
+        for suffix, data in ((".seg", records), (".sum", totals), (".idx", index)):
+            self._write(f"{stem}{suffix}", data)
+
+    def _write(self, name: str, data: bytes) -> None:
+        if self._local is not None:
+            write_durably(self._local / name, data)
+        else:
+            self._fs.pipe_file(f"{self._root}/{name}", data)
 
     def _remove(self, name: str) -> None:
         # The index first: a segment without one does not exist.
-        for path in (_beside(name, ".idx"), name):
+        for path in (_beside(name, ".idx"), name, _beside(name, ".sum")):
+            if path.endswith(".sum") and not self._fs.exists(f"{self._root}/{path}"):
+                continue
             self._fs.rm_file(f"{self._root}/{path}")
 
     def _list(self) -> list[str]:
@@ -242,14 +270,14 @@ def _seal_if_free(log: Path) -> bool:
 
 
 def seal_log(log: Path) -> Path | None:
-    """Turns a log into a segment: cuts a torn tail, writes the index, renames. Repeatable at every point.
+    """Turns a log into a segment: cuts a torn tail, writes totals and index, renames. Repeatable at every point.
 
-    A log without a whole record is removed (returns None). The rename comes last: an index beside a log is not read, so
-    a kill in between costs nothing.
+    A log without a whole record is removed (returns None). The rename comes last: what lies beside a log is not read,
+    so a kill in between costs nothing.
     """
-    segment = log.with_suffix(".seg")
+    segment, counting = log.with_suffix(".seg"), Counting()
     with log.open("r+b") as stream:
-        index = index_of(read_records(stream), segment.name)
+        index = index_of(counting.over(read_records(stream)), segment.name)
         if stream.seek(0, io.SEEK_END) != index.end:
             stream.truncate(index.end)
             os.fsync(stream.fileno())
@@ -257,6 +285,7 @@ def seal_log(log: Path) -> Path | None:
         log.unlink()
         return None
     failpoint("ledger.index.before")
+    write_durably(log.with_suffix(".sum"), counting.totals().model_dump_json().encode())
     write_durably(log.with_suffix(".idx"), index_bytes(index))
     failpoint("ledger.seal.before")
     log.replace(segment)
@@ -287,7 +316,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    temporary = path.with_suffix(path.suffix + ".tmp")
+    """Puts a file in place whole. Two that write the same file at a time do not get into each other's way."""
+    temporary = path.with_suffix(f"{path.suffix}.{uuid.uuid4().hex[:8]}.tmp")
     with temporary.open("wb") as out:
         out.write(data)
         out.flush()

@@ -19,7 +19,7 @@ from schemas.caption import Outcome, Usage
 from schemas.keys import digest_value
 from stages.teachers import cache
 from stages.teachers.ledger import Ledger
-from stages.teachers.logs import LedgerError
+from stages.teachers.logs import LedgerError, Segments
 from stages.teachers.segments import Entry, index_bytes, index_from, index_of, pack_record, parse_record
 
 
@@ -211,6 +211,69 @@ def test_a_ledger_is_counted_taken_along_and_cleared(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text("{}\n")
     with pytest.raises(ValueError, match=r"bad.jsonl:1"):
         cache.load(there, tmp_path / "bad.jsonl")
+
+
+def scanned(url: str) -> dict[tuple[str, str], tuple[int, int, int, float | None]]:
+    """What `by_model` says, by reading every reply."""
+    found: dict[tuple[str, str], list[Usage]] = {}
+    for one in cache.entries(Segments(url)):
+        found.setdefault((one.teacher, one.model), []).append(one.usage)
+    return {
+        name: (
+            len(used), sum(u.prompt_tokens for u in used), sum(u.completion_tokens for u in used),
+            sum(u.cost_usd or 0.0 for u in used) if any(u.cost_usd is not None for u in used) else None,
+        )
+        for name, used in found.items()
+    }  # fmt: skip
+
+
+def told(url: str) -> dict[tuple[str, str], tuple[int, int, int, float | None]]:
+    return {
+        name: (part.replies, part.usage.prompt_tokens, part.usage.completion_tokens, part.usage.cost_usd)
+        for name, part in cache.by_model(url).items()
+    }
+
+
+def test_what_was_bought_is_counted_once_a_segment_and_as_a_full_reading_counts(tmp_path: Path) -> None:
+    url = str(tmp_path)
+    for run in range(3):
+        ledger = Ledger(url)
+        ledger.open()
+        for number, model in enumerate(["a", "b", "free"] * 5):
+            usage = Usage(prompt_tokens=run + number, completion_tokens=3, cost_usd=None if model == "free" else 0.25)
+            keep(ledger, entry([run, number], text="x").model_copy(update={"model": model, "usage": usage}))
+        if run < 2:
+            ledger.close()
+    assert told(url) == scanned(url)
+    assert told(url)["openai", "free"][3] is None
+    assert len(list(tmp_path.glob("*.sum"))) == 2, "the open log is read"
+    ledger.close()
+    for kept in list(tmp_path.glob("*.sum"))[:2]:
+        kept.unlink()  # as a ledger from before has none
+    before = told(url)
+    assert before == scanned(url)
+    assert len(list(tmp_path.glob("*.sum"))) == 3, "counted once, then kept"
+    for segment in tmp_path.glob("*.seg"):
+        segment.write_bytes(b"")
+    assert told(url) == before, "closed segments are not read again"
+
+
+def test_totals_follow_their_segments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = str(tmp_path / "here"), f"memory://{uuid.uuid4().hex}/ledger"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "spool"))
+    for url in (here, there):
+        ledger = Ledger(url)
+        ledger.open()
+        keep(ledger, entry("a", "invalid", at=1.0), entry("a", at=2.0), entry("b", at=3.0))
+        ledger.close()
+        assert told(url) == scanned(url) == {("openai", "m"): (3, 30, 9, 1.5)}
+        assert cache.gc(url) == (3, 2)
+        assert told(url) == scanned(url) == {("openai", "m"): (2, 20, 6, 1.0)}
+        assert cache.forget(url, [], [digest_value("a")]) == 1
+        assert told(url) == scanned(url) == {("openai", "m"): (1, 10, 3, 0.5)}
+        fs, root = fsspec.core.url_to_fs(url)
+        endings = sorted(path.rpartition(".")[2] for path in fs.ls(root, detail=False))
+        assert endings == ["idx", "seg", "sum"]
 
 
 def test_clearing_keeps_one_reply_a_request_in_segments_of_the_usual_size(
