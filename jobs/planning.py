@@ -10,7 +10,7 @@ from jobs.console import out
 from pipeline.config import EngineConfig
 from pipeline.engine import Corpus
 from pipeline.looking import open_corpus
-from pipeline.plan import ZERO, Plan, Range
+from pipeline.plan import ZERO, LocalPlan, Plan, Range
 from pipeline.planning import plan_corpus, probe_corpus
 from pipeline.settings import ConfigError
 from pipeline.spending import keep_plan
@@ -62,12 +62,12 @@ def show_plan(plan: Plan) -> None:
     hours = [task.hours for task in plan.tasks if task.hours is not None]
     table.add_row("all", "", "", "", "", _dollars(plan.online_usd), _dollars(plan.batch_usd))
     out.print(table)
-    if hours:
+    if hours and plan.teacher != "vllm":
         told, answers = sum(hours, ZERO), sum(task.answers for task in plan.tasks)
         spread = f"{told.likely:.2f} ({told.low:.2f}-{told.high:.2f})"
         out.print(f"waiting for the teacher online: {spread} hours, by {answers} answers in the ledger")
     for local in plan.local:
-        out.print(f"{local.stage}: {local.items:,} {local.unit}, {local.hours.likely:.2f} hours ({local.assumes})")
+        out.print(f"{local.stage}: {local.items:,} {local.unit}, {_device_hours(local)}", soft_wrap=True)
     disk = plan.disk
     out.print(
         f"disk: tables {disk.tables / 1e6:.0f} MB, ledger {disk.ledger / 1e6:.0f} MB, shards {disk.shards / 1e6:.0f} MB"
@@ -76,6 +76,13 @@ def show_plan(plan: Plan) -> None:
         out.print(f"the data sets as published: {disk.sources / 1e9:,.0f} GB")
     for warning in plan.warnings:
         out.print(f"[yellow]note:[/] {warning}")
+
+
+def _device_hours(local: LocalPlan) -> str:
+    hours = local.hours
+    if hours is None:
+        return f"{local.device}-hours {local.assumes}"
+    return f"{hours.likely:.2f} ({hours.low:.2f}-{hours.high:.2f}) {local.device}-hours ({local.assumes})"
 
 
 def _whole(value: Range) -> str:

@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -81,13 +82,17 @@ class TaskPlan(Record):
 
 
 class LocalPlan(Record):
-    """The hours of a stage that runs on this cluster; `assumes` says on what measurement they rest."""
+    """The hours that a stage takes of this cluster's GPUs or cores; `assumes` says on what measurement they rest.
+
+    `hours` is None where nothing was measured.
+    """
 
     stage: str
     items: int
     unit: str
-    hours: Range
+    hours: Range | None
     assumes: str
+    device: Literal["GPU", "core"] = "core"
 
 
 class DiskPlan(Record):
@@ -171,7 +176,7 @@ def plan(
         model=teacher.identity,
         price_date=price.date,
         tasks=tasks,
-        local=_local_plans(local),
+        local=[*_local_plans(local), *_engine_plans(teacher, tasks, asked, answered or {})],
         disk=_disk(local, captions, measured),
         online_usd=_sum([task.online_usd for task in tasks]),
         batch_usd=_sum([task.batch_usd for task in tasks]),
@@ -294,21 +299,48 @@ def _money(price: Price, tokens_in: Range, tokens_out: Range, batch: bool) -> Ra
     return Range(**costs)
 
 
-_RATES = {
+_RATES: dict[str, tuple[float, float, Literal["GPU", "core"], str]] = {
     # Measured on one H200 (benchmarks/results/sam2_*.txt) and on two CPU cores; a range of a factor two to each side.
-    "sam2": (113.0, 50.0, "SAM 2.1-large on one H200: 113 images/s, 50 video frames/s with four objects"),
-    "grabcut": (4.0, 2.0, "GrabCut on one CPU core: about 4 images/s, 2 video frames/s"),
+    "sam2": (113.0, 50.0, "GPU", "SAM 2.1-large on one H200: 113 images/s, 50 video frames/s with four objects"),
+    "grabcut": (4.0, 2.0, "core", "GrabCut on one CPU core: about 4 images/s, 2 video frames/s"),
 }
 
 
 def _local_plans(local: Local) -> list[LocalPlan]:
-    images, frames, assumes = _RATES.get(local.refine, _RATES["grabcut"])
+    images, frames, device, assumes = _RATES.get(local.refine, _RATES["grabcut"])
     found = []
     for items, rate, unit in ((local.images, images, "images"), (local.video_frames, frames, "video frames")):
         if items:
             hours = items / rate / 3600
             spread = Range(low=hours / 2, likely=hours, high=hours * 2)
-            found.append(LocalPlan(stage="refine", items=items, unit=unit, hours=spread, assumes=assumes))
+            told = {"stage": "refine", "items": items, "unit": unit, "hours": spread, "assumes": assumes}
+            found.append(LocalPlan(**told, device=device))
+    return found
+
+
+def _engine_plans(
+    teacher: TeacherConfig, tasks: Sequence[TaskPlan], asked: Sequence[Asked], answered: Mapping[str, Answered]
+) -> list[LocalPlan]:
+    """GPU-hours of an engine in this cluster's own workers, by its answers in the ledger; loading it is not in them."""
+    if teacher.backend != "vllm":
+        return []
+    gpus = teacher.engine.num_gpus * teacher.engine.tensor_parallel_size
+    found = []
+    for task, one in zip(tasks, asked, strict=True):
+        if not task.calls.likely:
+            continue
+        known = answered.get(one.stage.recipe.kind)
+        hours, assumes = None, "unknown, use --probe N"
+        if known is not None and known.seconds is not None and known.worker_seconds is not None:
+            # Few answers in flight keep an engine less busy than many do: at best a full load takes no longer.
+            best = min(known.worker_seconds, known.seconds / teacher.limits.in_flight)
+            spread = [(task.calls.low, best), (task.calls.likely, known.worker_seconds)]
+            spread.append((task.calls.high, known.worker_seconds))
+            low, likely, high = (calls * seconds * gpus / 3600 for calls, seconds in spread)
+            hours = Range(low=low, likely=likely, high=high)
+            assumes = f"{known.replies} answers in the ledger, {gpus:g} GPUs a worker"
+        told = {"stage": f"distill {task.task}/{task.language}", "items": round(task.calls.likely), "unit": "requests"}
+        found.append(LocalPlan(**told, hours=hours, assumes=assumes, device="GPU"))
     return found
 
 

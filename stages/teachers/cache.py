@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from schemas.base import Record
 from schemas.caption import Usage, added
 from stages.teachers.ledger import LOCAL_SEGMENT_REPLIES, Ledger
-from stages.teachers.logs import Segments
+from stages.teachers.logs import Segments, writer_of
 from stages.teachers.segments import OUTCOMES, Entry, merged, read_raw, read_records
 from stages.teachers.totals import Tally
 
@@ -63,11 +63,15 @@ def by_model(url: str, storage_options: dict[str, Any] | None = None) -> dict[tu
 
 
 class Answered(Record):
-    """What answers to one kind of request have been like: their number, mean tokens, median seconds of a reply."""
+    """What answers to one kind of request have been like: their number, mean tokens, median seconds of a reply.
+
+    `worker_seconds` is what a reply took of one worker, which waits for many at a time.
+    """
 
     replies: int
     completion_tokens: float
     seconds: float | None
+    worker_seconds: float | None = None
 
 
 def answered(
@@ -77,6 +81,7 @@ def answered(
     segments = Segments(url, storage_options)
     tokens: dict[str, list[int]] = {}
     waits: dict[str, list[float]] = {}
+    waiting: dict[str, list[tuple[float, float]]] = {}
     seen = 0
     for name in reversed(segments.names()):
         if seen >= most:
@@ -84,17 +89,38 @@ def answered(
         with segments.open(name) as stream:
             for _, _, entry in read_records(stream):
                 seen += 1
-                if entry.model == model and entry.outcome == "answer" and "kind" in entry.tags:
+                if entry.model != model:
+                    continue
+                if entry.seconds:
+                    waiting.setdefault(writer_of(name), []).append((entry.created_s - entry.seconds, entry.created_s))
+                if entry.outcome == "answer" and "kind" in entry.tags:
                     tokens.setdefault(entry.tags["kind"], []).append(entry.usage.completion_tokens)
                     waits.setdefault(entry.tags["kind"], []).extend([entry.seconds] if entry.seconds else [])
+    at_a_time = _at_a_time(waiting.values())
     return {
         kind: Answered(
             replies=len(counts),
             completion_tokens=statistics.fmean(counts),
             seconds=statistics.median(waits[kind]) if waits[kind] else None,
+            worker_seconds=statistics.fmean(waits[kind]) / at_a_time if waits[kind] else None,
         )
         for kind, counts in tokens.items()
     }
+
+
+def _at_a_time(waiting: Iterable[list[tuple[float, float]]]) -> float:
+    """How many replies one worker waited for at a time, on average, while it waited for any.
+
+    `waiting` has for each worker the spans (Unix seconds) between its requests and their replies.
+    """
+    waited = busy = 0.0
+    for spans in waiting:
+        until = 0.0
+        for start, end in sorted(spans):
+            waited += end - start
+            busy += max(0.0, end - max(start, until))
+            until = max(until, end)
+    return waited / busy if busy else 1.0
 
 
 def stats(url: str, storage_options: dict[str, Any] | None = None) -> CacheStats:

@@ -227,6 +227,11 @@ def host_of(log: str) -> str | None:
     return parts[1] if len(parts) == 4 else None
 
 
+def writer_of(name: str) -> str:
+    """Which process wrote a log or segment, from its name: the logs of one process have it in common."""
+    return "-".join(name.partition(".")[0].split("-")[1:-1])
+
+
 def begin_log(folder: Path) -> tuple[Path, int]:
     """A new log and a descriptor for appending, which holds the writer's lock.
 

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from jobs.planning import show_plan
 from pipeline.plan import Asked, Local, plan, sample_rows
 from schemas.arrow import to_table
 from schemas.caption import Language, Task
@@ -20,9 +21,11 @@ from stages.distill import CaptionsConfig, build_distill
 from stages.distill.units import CaptionUnit
 from stages.masks import encode
 from stages.shapes.scene import draw_scene
-from stages.teachers.cache import Answered
-from stages.teachers.config import LimitsConfig, TeacherConfig
+from stages.teachers.cache import Answered, answered
+from stages.teachers.config import EngineConfig, LimitsConfig, TeacherConfig
+from stages.teachers.ledger import Ledger
 from stages.teachers.pricing import ImageRule, price_of, text_tokens
+from stages.teachers.segments import Entry
 
 
 def units_of(folder: Path, task: Task, language: Language, count: int) -> pa.Table:
@@ -132,6 +135,40 @@ def test_answers_in_the_ledger_calibrate_the_plan(tmp_path: Path) -> None:
     assert told.hours.likely == pytest.approx(told.calls.likely / 3600), "the quota of one request a second bounds it"
 
 
+def test_an_engine_in_this_process_has_gpu_hours_where_they_were_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"backend": "vllm", "model": "Qwen/Qwen2.5-VL-7B-Instruct", "limits": LimitsConfig(in_flight=100)}
+    config = TeacherConfig(**settings, engine=EngineConfig(tensor_parallel_size=2))
+    stages = [build_distill(config, CaptionsConfig(), task, "en", str(tmp_path / "l")) for task in ("brief", "label")]
+    asked = [Asked(stage, 3600, units_of(tmp_path, stage.recipe.task, "en", 2)) for stage in stages]
+    known = {"brief.en/brief": Answered(replies=24, completion_tokens=20.0, seconds=2.0, worker_seconds=0.5)}
+    made = plan(config, asked, Local(images=4 * 3600, refine="grabcut"), answered=known)
+    brief, label = made.local[1:]
+    assert brief.hours is not None
+    calls = made.tasks[0].calls
+    assert brief.hours.likely == pytest.approx(calls.likely * 0.5 * 2 / 3600)
+    assert (brief.hours.low, brief.hours.high) == pytest.approx((calls.low * 0.02 * 2 / 3600, calls.high / 3600))
+    assert label.hours is None
+    show_plan(made)
+    said = capsys.readouterr().out
+    assert "1.00 (0.50-2.00) core-hours" in said
+    assert "1.03 (0.04-1.15) GPU-hours (24 answers in the ledger, 2 GPUs a worker)" in said
+    assert "distill label/en: 3,708 requests, GPU-hours unknown, use --probe N" in said
+
+
+def test_what_a_reply_takes_of_a_worker_is_told_by_how_many_it_waits_for(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path))
+    ledger.open()
+    for number in range(40):  # four at a time, each for two seconds
+        said = {"teacher": "vllm", "model": "m", "outcome": "answer", "tags": {"kind": "brief.en/brief"}}
+        at = {"created_s": 1000.0 + 2 * (number // 4), "seconds": 2.0}
+        ledger.append(Entry.model_validate({"request": digest_value(number), **said, **at})).result()
+    ledger.close()
+    found = answered(str(tmp_path), "m")["brief.en/brief"]
+    assert (found.seconds, found.worker_seconds) == pytest.approx((2.0, 0.5))
+
+
 def test_measured_runs_cost_nothing_and_still_plan_hours_and_disk(tmp_path: Path) -> None:
     stage = build_distill(TeacherConfig(), CaptionsConfig(), "brief", "en")
     local = Local(images=1000, video_frames=100, regions=5000, media_bytes=10**9, refine="sam2")
@@ -139,6 +176,7 @@ def test_measured_runs_cost_nothing_and_still_plan_hours_and_disk(tmp_path: Path
     assert made.online_usd is not None
     assert made.online_usd.high == 0
     assert [part.unit for part in made.local] == ["images", "video frames"]
+    assert made.local[0].hours is not None
     assert made.local[0].hours.low < made.local[0].hours.likely < made.local[0].hours.high
     assert made.disk.total > 10**9
     assert made.disk.ledger == 0
