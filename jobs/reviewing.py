@@ -23,11 +23,11 @@ def add_to(app: typer.Typer) -> None:
     ablate.command("views")(ablate_views)
     app.add_typer(ablate, name="ablate")
     cache = typer.Typer(help="The ledger of a run: every reply that was billed.", no_args_is_help=True)
-    commands = {
-        "stats": cache_stats, "export": cache_export, "import": cache_import, "gc": cache_gc, "close": cache_close,
-    }  # fmt: skip
-    for name, command in commands.items():
-        cache.command(name)(command)
+    cache.command("stats")(cache_stats)
+    cache.command("export")(cache_export)
+    cache.command("import")(cache_import)
+    cache.command("gc")(cache_gc)
+    cache.command("close")(cache_close)
     app.add_typer(cache, name="cache")
 
 
