@@ -17,6 +17,7 @@ from stages.teachers.config import TeacherConfig
 from stages.teachers.measured import MEASURED_VERSION
 from stages.teachers.protocol import Message, Picture, Subject, TeacherRequest, json_schema
 from stages.views.config import ViewConfig
+from stages.views.images import view_identity
 from stages.views.storyboard import ClipViewConfig
 
 TRANSLATION_CHECKS = 1
@@ -62,7 +63,7 @@ class Recipe:
         if self.task in VIDEO_TASKS:
             common["clips"] = self.clips.model_dump(mode="json")
         return common | {
-            "views": list(self.views),
+            "views": [view_identity(view) for view in self.views],
             "pictures": self.pictures.model_dump(mode="json"),
             "hints": self.hints,
         }

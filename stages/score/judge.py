@@ -28,6 +28,7 @@ from stages.teachers.config import TeacherConfig
 from stages.teachers.protocol import Message, Picture, Teacher, TeacherRequest
 from stages.teachers.source import TeacherSource
 from stages.views.config import ImageView, ViewConfig
+from stages.views.images import view_identity
 
 Question = Literal["two_views", "second_caption", "siblings"]
 VERDICT_TOKENS, CAPTION_TOKENS, MOST_SIBLINGS = 32, 256, 6
@@ -113,7 +114,7 @@ class JudgeStage(AsyncStage):
             "rules": {question: {"version": 1} for question in sorted(config.questions)},
             "prompts": digest_value(_prompts()).hex(),
             "teacher": config.teacher.settings(),
-            "views": list(config.views),
+            "views": [view_identity(view) for view in config.views],
             "pictures": config.pictures.model_dump(mode="json"),
         }
 

@@ -20,6 +20,10 @@ from stages.views.config import ViewConfig
 Image = NDArray[np.uint8]
 MaskArray = NDArray[np.bool_]
 
+_LINE_COVERS = 0.04
+"""The largest share of the `contour` view that its line may hide."""
+_VERSIONS = {"contour": 2}
+"""Views that draw otherwise than they once did."""
 _HUES = (0.0, 1 / 12, 1 / 6, 1 / 3, 1 / 2, 2 / 3, 5 / 6)
 
 
@@ -32,6 +36,11 @@ def render(view: str, image: Image, mask: MaskArray, box: Box, config: ViewConfi
     if not mask.any():
         raise ValueError("the mask is empty: there is no target to show")
     return _RENDERERS[view](image, mask, box, config)
+
+
+def view_identity(view: str) -> str:
+    """A view as settings name it: with its version, so that rows are made anew where what it draws has changed."""
+    return f"{view}@{_VERSIONS[view]}" if view in _VERSIONS else view
 
 
 def crop_window(box: Box, height: int, width: int, config: ViewConfig) -> tuple[int, int, int, int]:
@@ -62,9 +71,13 @@ def full_mask(image: Image, mask: MaskArray, box: Box, config: ViewConfig) -> li
 
 
 def contour(image: Image, mask: MaskArray, box: Box, config: ViewConfig) -> list[Image]:
-    """A context crop with a thin line just outside the target's edge, in a colour far from the target's own."""
+    """A context crop with a thin line just outside the target's edge, in a colour far from the target's own.
+
+    A target of many thin parts (a comb, a bicycle's wheel) has more edge than a picture can spare: its line is made
+    thinner, then dotted, until it covers no more than 4 % of the picture.
+    """
     crop, inside = _cropped(image, mask, box, config)
-    return [draw_contour(crop, inside, contrast_colour(crop, inside), config.line_share)]
+    return [draw_contour(crop, inside, contrast_colour(crop, inside), config.line_share, _LINE_COVERS)]
 
 
 def set_of_marks(image: Image, mask: MaskArray, box: Box, config: ViewConfig) -> list[Image]:
@@ -76,17 +89,38 @@ def set_of_marks(image: Image, mask: MaskArray, box: Box, config: ViewConfig) ->
     return [_numbered(marked, mask, str(config.mark))]
 
 
-def draw_contour(image: Image, mask: MaskArray, colour: tuple[int, int, int], line_share: float) -> Image:
+def draw_contour(
+    image: Image, mask: MaskArray, colour: tuple[int, int, int], line_share: float, most: float = 1.0
+) -> Image:
     """A copy with a line of `line_share` of the longer side (at least 1 pixel) drawn outside the mask.
 
-    Nothing inside the mask changes, so the line hides background and never the target.
+    Nothing inside the mask changes, so the line hides background and never the target. The line is as thin as it must
+    be to cover at most the share `most` of the picture; where one of 1 pixel covers more, it is dotted.
     """
-    width = max(1, round(line_share * max(image.shape[:2])))
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * width + 1, 2 * width + 1))
-    grown = cv2.dilate(mask.astype(np.uint8), kernel).astype(bool)
+    widest = max(1, round(line_share * max(image.shape[:2])))
     drawn = image.copy()
-    drawn[grown & ~mask] = colour
+    for width in range(widest, 0, -1):
+        line = _grown(mask, width) & ~mask
+        if line.mean() <= most:
+            drawn[line] = colour
+            return drawn
+    rows, columns = _dots(mask, int(most * mask.size))
+    drawn[rows, columns] = colour
     return drawn
+
+
+def _grown(mask: MaskArray, width: int) -> MaskArray:
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * width + 1, 2 * width + 1))
+    return cv2.dilate(mask.astype(np.uint8), kernel).astype(bool)
+
+
+def _dots(mask: MaskArray, count: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """At most `count` pixels (rows, columns) beside a mask, evenly along its edges, those of its holes included."""
+    edges, _ = cv2.findContours(_grown(mask, 1).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    points = np.concatenate([edge.reshape(-1, 2) for edge in edges])
+    points = points[~mask[points[:, 1], points[:, 0]]]
+    picked = points[np.linspace(0, len(points) - 1, min(count, len(points))).round().astype(int)]
+    return picked[:, 1].astype(np.intp), picked[:, 0].astype(np.intp)
 
 
 def contrast_colour(image: Image, mask: MaskArray) -> tuple[int, int, int]:
