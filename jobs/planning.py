@@ -1,9 +1,7 @@
-"""Prints plans and prompts."""
+"""Makes plans and prints them."""
 
 from __future__ import annotations
 
-import polars as pl
-import pyarrow as pa
 from rich.table import Table
 
 from jobs.console import out
@@ -14,10 +12,6 @@ from pipeline.plan import ZERO, LocalPlan, Plan, Range
 from pipeline.planning import plan_corpus, probe_corpus
 from pipeline.settings import ConfigError
 from pipeline.spending import keep_plan
-from prompts.loader import load
-from schemas.arrow import from_table
-from stages.base import UnitError
-from stages.distill.stage import DistillStage
 
 
 def plan_run(config: EngineConfig, sample: int, probe: int = 0) -> Plan:
@@ -91,34 +85,3 @@ def _whole(value: Range) -> str:
 
 def _dollars(value: Range | None) -> str:
     return "unknown" if value is None else f"{value.likely:,.2f} ({value.low:,.2f}-{value.high:,.2f})"
-
-
-def template_text(prompt_id: str) -> str:
-    """A prompt's sections as they are written, with its hash."""
-    prompt = load(prompt_id)
-    sections = "\n\n".join(f"## {name}\n{text}" for name, text in prompt.sections.items())
-    return f"# {prompt.id}, version {prompt.version}, {prompt.hash.hex()}\n\n{sections}"
-
-
-def rendered_prompt(prompt_id: str, config: EngineConfig, key: str | None) -> str:
-    """The first request of a caption of the run, as the teacher would get it. Raises `ConfigError` if there is none."""
-    task, _, language = prompt_id.partition(".")
-    now = open_corpus(config)
-    steps = {f"{pair[0]}.{pair[1]}": step for pair, step in now.distill.items()}
-    if prompt_id not in steps:
-        raise ConfigError(f"the run asks no {task} in {language}; it asks {', '.join(steps)}")
-    step = steps[prompt_id]
-    frame = pl.DataFrame(pl.from_arrow(step.units)).with_row_index("row")
-    chosen = [r["row"] for r in frame.iter_rows(named=True) if not key or r["caption_key"].hex().startswith(key)]
-    if not chosen:
-        raise ConfigError(f"the run has no caption {key or ''} of {prompt_id} with a mask yet")
-    assert isinstance(step.stage, DistillStage)
-    unit = from_table(step.units.take(pa.array(chosen[:1])), step.stage.unit)
-    request = step.stage.preview(unit)[0]
-    if isinstance(request, UnitError):
-        raise ConfigError(f"the request cannot be rendered: {request}")
-    lines = [f"# {prompt_id}, request {request.digest.hex()}"]
-    for message in request.messages:
-        pictures = f" [{len(message.pictures)} pictures]" if message.pictures else ""
-        lines.append(f"\n## {message.role}{pictures}\n{message.text}")
-    return "\n".join(lines)

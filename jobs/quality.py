@@ -22,6 +22,10 @@ from jobs.console import (
 )
 from jobs.looking import frame_table
 
+PromptFolder = Annotated[
+    Path | None, typer.Option("--prompts", help="A folder whose prompts go before the package's own.")
+]
+
 
 def add_to(app: typer.Typer) -> None:
     for name, command in (("rescue", rescue), ("plan", plan), ("diff", diff), ("preview", preview)):
@@ -117,24 +121,33 @@ def preview(
 
 
 @one_line_errors
-def prompts_list(json: Json = False) -> None:
-    """List the prompts that the package carries."""
+def prompts_list(folder: PromptFolder = None, json: Json = False) -> None:
+    """List the prompts that the package carries, and those of a folder of your own."""
     from prompts.loader import load, prompt_ids
 
-    rows = [{"id": name, "hash": load(name).hash.hex()} for name in prompt_ids()]
+    folders = [folder] if folder else []
+    rows = [{"id": name, "hash": load(name, folders).hash.hex()} for name in prompt_ids(folders)]
     print_json(rows) if json else out.print(frame_table(pl.DataFrame(rows), "prompts"))
 
 
 @one_line_errors
 def prompts_show(
-    prompt: Annotated[str, typer.Argument(help="A prompt, for example brief.en")],
+    prompt: Annotated[str, typer.Argument(help="A prompt, for example brief.en, combined.en or translate.zh")],
     config: Annotated[Path | None, typer.Argument(help="A configuration, to render it for one of its regions.")] = None,
-    key: Annotated[str | None, typer.Option(help="A caption key, or its first digits.")] = None,
+    key: Annotated[str | None, typer.Option(help="A caption's key or a region's, or its first digits.")] = None,
+    to: Annotated[Path | None, typer.Option("--out", help="A folder for the request and its pictures.")] = None,
+    folder: PromptFolder = None,
+    set_: Overrides = [],
 ) -> None:
     """Print a prompt; with a configuration, as the teacher will get it for a region of its run."""
-    from jobs.planning import rendered_prompt, template_text
+    from jobs.prompting import rendered_prompt, template_text
+    from pipeline.settings import ConfigError
 
     if config is None:
-        out.print(template_text(prompt), markup=False, highlight=False)
-    else:
-        out.print(rendered_prompt(prompt, find_config(config, []), key), markup=False, highlight=False)
+        if key or to or set_:
+            raise ConfigError("--key, --out and --set are of a request: name the configuration whose teacher gets it")
+        out.print(template_text(prompt, folder), markup=False, highlight=False, soft_wrap=True)
+        return
+    own = [f"captions.prompts={folder.resolve()}"] if folder else []
+    shown = rendered_prompt(prompt, find_config(config, [*set_, *own]), key, to)
+    out.print(shown, markup=False, highlight=False, soft_wrap=True)

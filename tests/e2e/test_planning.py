@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from jobs.cli import app
 from jobs.planning import plan_run
 from pipeline.build import build, status
 from pipeline.looking import open_corpus
@@ -62,4 +64,40 @@ def test_a_probe_sends_so_many_requests_and_the_build_does_not_repeat_them(
     captions = status(world.config())["distill"].ok
     assert len(server.chats) == captions, "what the probe bought is not bought again"
     planned = sum(task.completion_tokens.likely / 1.03 for task in told.tasks)
-    assert planned == pytest.approx(server.completion_tokens, rel=0.2)
+    assert planned == pytest.approx(server.completion_tokens, rel=0.1)
+    _requests_are_shown_as_they_were_sent(world, server, tmp_path / "shown")
+
+
+def _requests_are_shown_as_they_were_sent(world: Any, server: Any, folder: Path) -> None:
+    def show(prompt: str, *options: str) -> str:
+        done = CliRunner().invoke(app, ["prompts", "show", prompt, str(world.path), *options])
+        assert done.exit_code == 0, done.stderr
+        return done.stdout
+
+    region = open_corpus(world.config()).located["region_key"][0].hex()
+    shown = show("brief.en", "--key", region, "--out", str(folder))
+    for part in (
+        "model gpt-4o",
+        "## system",
+        "[picture 2: ",
+        "## schema",
+        '"caption"',
+        "prompt tokens",
+        "picture_2.jpeg",
+    ):
+        assert part in shown
+    sent = [data for chat in server.chats for data in chat.images]
+    assert all((folder / f"picture_{number}.jpeg").read_bytes() in sent for number in (1, 2))
+    assert any(all(part in chat.text for part in _turns(folder / "request.md")) for chat in server.chats)
+    assert '"definition"' in show("combined.en", "--set", "captions.combined=true")
+    both = ("--set", "captions.languages=[en,zh]")
+    assert "## user" in show("translate.zh", *both, "--set", "captions.zh=translate")
+    assert "## user" in show("brief.zh", *both)
+    unknown = CliRunner().invoke(app, ["prompts", "show", "translate.zh", str(world.path)])
+    assert "asks nothing by translate.zh; it asks" in unknown.stderr
+
+
+def _turns(request: Path) -> list[str]:
+    """The paragraphs of a request's turns as it was written, without its headings and pictures."""
+    turns = request.read_text().partition("## system")[2].partition("## schema")[0]
+    return [part for part in turns.split("\n\n") if part.strip() and not part.startswith(("## ", "[picture"))]

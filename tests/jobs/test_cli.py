@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from jobs.cli import app
 from pipeline.tables import Run as Tables
+from prompts.loader import TEMPLATES
 from schemas.keys import digest_value
 from stages.shapes.config import ShapesConfig
 from stages.shapes.images import write_images
@@ -105,6 +106,21 @@ def test_prompts_are_listed_and_shown(run: Run) -> None:
     assert {"brief.en", "brief.zh", "stream.en"} <= {prompt["id"] for prompt in listed}
     shown = run("prompts", "show", "brief.en").stdout
     assert "## system" in shown
+
+
+def test_a_prompt_of_ones_own_is_shown_without_a_configuration(run: Run, tmp_path: Path) -> None:
+    text = (TEMPLATES / "brief.en.md").read_text(encoding="utf-8")
+    (tmp_path / "brief.en.md").write_text(text.replace("# User\n", "# User\nSay it in rhyme.\n"), encoding="utf-8")
+    assert "Say it in rhyme." in run("prompts", "show", "brief.en", "--prompts", tmp_path).stdout
+    assert "Say it in rhyme." not in run("prompts", "show", "brief.en").stdout
+    hashes = [
+        {prompt["id"]: prompt["hash"] for prompt in json.loads(run("prompts", "list", "--json", *more).stdout)}
+        for more in ((), ("--prompts", tmp_path))
+    ]
+    assert {name for name in hashes[0] if hashes[0][name] != hashes[1][name]} == {"brief.en"}
+    refused = run("prompts", "show", "brief.en", "--out", tmp_path / "x")
+    assert refused.exit_code == 1
+    assert "name the configuration" in refused.stderr
 
 
 def test_preview_draws_the_first_regions(run: Run, config: Path, tmp_path: Path) -> None:
