@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -35,13 +36,20 @@ def _said(what: str, often: str = "+") -> Any:
     return Field(pattern=rf'^[^\x00-\x1f\x7f"\\]{often}$', description=what)
 
 
-def _at_most(limit: int) -> AfterValidator:
-    def check(text: str) -> str:
-        if len(text) > limit:
-            raise ValueError(f"has {len(text)} characters; at most {limit} are allowed")
+@dataclass(frozen=True)
+class AtMost:
+    """Refuses texts of more than `limit` characters."""
+
+    limit: int
+
+    def __call__(self, text: str) -> str:
+        if len(text) > self.limit:
+            raise ValueError(f"has {len(text)} characters; at most {self.limit} are allowed")
         return text
 
-    return AfterValidator(check)
+
+def _at_most(limit: int) -> AfterValidator:
+    return AfterValidator(AtMost(limit))
 
 
 _Clean = BeforeValidator(normalise)
@@ -159,6 +167,11 @@ _ANSWERS: dict[str, type[Answer]] = {
         CombinedAnswer,
     )
 }
+
+
+def answer_models() -> list[type[Answer]]:
+    """All answers, in the order of their tasks."""
+    return list(_ANSWERS.values())
 
 
 def answer_model(schema_name: str) -> type[Answer]:
