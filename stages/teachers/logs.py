@@ -84,7 +84,13 @@ class Segments:
 
     def totals(self) -> list[Totals]:
         """The totals of every segment and log; logs, and segments whose totals were never kept, are read for it."""
-        return [self._totals(name) for name in self.names()]
+        names, have = self.names(), {path.rpartition("/")[2] for path in self._list()}
+        files = {name: _beside(name, ".sum") for name in names if name.endswith(".seg")}
+        paths = {name: f"{self._root}/{file}" for name, file in files.items() if file in have}
+        kept = self._fs.cat(list(paths.values())) if paths else {}
+        return [
+            Totals.model_validate_json(kept[paths[name]]) if name in paths else self._counted(name) for name in names
+        ]
 
     def size(self) -> int:
         """Bytes of all segments and logs."""
@@ -174,10 +180,8 @@ class Segments:
             return index_from(self._local / index, segment)
         return index_from(self._fs.cat_file(f"{self._root}/{index}"), segment)
 
-    def _totals(self, name: str) -> Totals:
-        kept = f"{self._root}/{_beside(name, '.sum')}"
-        if name.endswith(".seg") and self._fs.exists(kept):
-            return Totals.model_validate_json(self._fs.cat_file(kept))
+    def _counted(self, name: str) -> Totals:
+        """Totals by reading; those of a segment are kept beside it."""
         with self.open(name) as stream:
             totals = totals_of(read_records(stream))
         if name.endswith(".seg"):
