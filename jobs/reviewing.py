@@ -172,12 +172,18 @@ def cache_gc(config: ConfigOrRun) -> None:
 @one_line_errors
 def cache_close(
     config: ConfigOrRun,
-    host: Annotated[str, typer.Option(help="The host that is gone for good, as the names of its logs say.")],
+    host: Annotated[str | None, typer.Option(help="A host that is gone for good.")] = None,
+    all_: Annotated[
+        bool, typer.Option("--all", help="Every host: nothing that writes the ledger runs anywhere.")
+    ] = False,
 ) -> None:
     """Close the logs of killed processes of a host that is gone. Not while a build works on the run."""
+    from pipeline.settings import ConfigError
     from pipeline.tables import Run
     from stages.teachers.cache import close_logs_of
 
+    if all_ == (host is not None):
+        raise ConfigError("say whose logs are to be closed: --host NAME, or --all")
     live = find_config(config, []).runtime()
     with Run.open(live.run, live.storage_options).writer("perceive cache close"):
         closed = close_logs_of(_ledger(live.run), host, live.storage_options)

@@ -203,7 +203,7 @@ def gc(url: str, keep_attempts_s: float = 0.0, storage_options: dict[str, Any] |
     segments.must_be_idle()
     index = merged(segments.indexes())
     kept = index.best(time.time() - keep_attempts_s)
-    segments.replace_all(_compacted(segments, kept))
+    segments.replace(list(kept), _compacted(segments, kept))
     return len(index), sum(map(len, kept.values()))
 
 
@@ -222,8 +222,8 @@ def _compacted(segments: Segments, kept: Mapping[str, NDArray[np.int64]]) -> Ite
         yield b"".join(records)
 
 
-def close_logs_of(url: str, host: str, storage_options: dict[str, Any] | None = None) -> list[str]:
-    """Closes the logs that killed processes left on a host that is gone for good; returns their names.
+def close_logs_of(url: str, host: str | None, storage_options: dict[str, Any] | None = None) -> list[str]:
+    """Closes the logs that killed processes left on a host that is gone for good, None for all; returns their names.
 
     Only while no run uses the ledger.
     """

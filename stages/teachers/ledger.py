@@ -66,15 +66,11 @@ class Ledger:
     def lookup(self, request: bytes) -> Entry | None:
         """The answer to a request, else its latest attempt that is not forgiven, else None."""
         with self._lock:
-            places = [found for index in self._indexes for found in index.find(request)]
-            for writer in self._writers():
-                places += writer.find(request)
-            answers = [found for found in places if found[1].outcome == "answer"]
-            others = [found for found in places if found[1].created_s >= self.forgive_before]
-            if not answers and not others:
-                return None
-            name, place = max(answers or others, key=lambda found: found[1].created_s)
-            return parse_record(self._read(name, place))
+            try:
+                return self._found(request)
+            except FileNotFoundError:  # the ledger was cleared meanwhile: what it keeps is in other segments now
+                self._indexes = self._read_indexes()
+                return self._found(request)
 
     def append(self, entry: Entry) -> Future[None]:
         """Queues a reply; the future is done when the reply is on disk, and carries `LedgerError` if it is not."""
@@ -101,6 +97,17 @@ class Ledger:
             self._files.clear()
         if unfinished:
             raise LedgerError(f"{self._folder}: {', '.join(unfinished)} could not be closed; see the log")
+
+    def _found(self, request: bytes) -> Entry | None:
+        places = [found for index in self._indexes for found in index.find(request)]
+        for writer in self._writers():
+            places += writer.find(request)
+        answers = [found for found in places if found[1].outcome == "answer"]
+        others = [found for found in places if found[1].created_s >= self.forgive_before]
+        if not answers and not others:
+            return None
+        name, place = max(answers or others, key=lambda found: found[1].created_s)
+        return parse_record(self._read(name, place))
 
     def _writers(self) -> list[_Writer]:
         return [*self._closing, *([self._writer] if self._writer else [])]

@@ -100,12 +100,13 @@ class Segments:
                 total += stream.seek(0, io.SEEK_END)
         return total
 
-    def close_logs_of(self, host: str) -> list[str]:
-        """Closes the logs that were begun on a host that is gone for good; returns their names.
+    def close_logs_of(self, host: str | None) -> list[str]:
+        """Closes the logs that were begun on a host that is gone for good, None for all hosts; returns their names.
 
         Only where nobody writes there any more: what a living writer adds to a log that was closed is never found.
         """
-        return [log.name for log in self._logs() if host_of(log.name) == log_host(host) and _seal_if_free(log)]
+        left = [log for log in self._logs() if host is None or host_of(log.name) == log_host(host)]
+        return [log.name for log in left if _seal_if_free(log)]
 
     def must_be_idle(self) -> None:
         """Closes what killed processes left. Raises `LedgerError` while a log is being written."""
@@ -122,9 +123,8 @@ class Segments:
             f"that host open the ledger, or, if it is gone for good, `perceive cache close CONFIG --host {host}`"
         )
 
-    def replace_all(self, segments: Iterable[bytes]) -> None:
-        """Puts segments of these records in the place of all; the new ones are whole before an old one goes."""
-        old = self.names()
+    def replace(self, old: Iterable[str], segments: Iterable[bytes]) -> None:
+        """Puts segments of these records in the place of old ones; the new ones are whole before an old one goes."""
         for records in segments:
             self._put(records)
         for name in old:

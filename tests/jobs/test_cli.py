@@ -157,5 +157,9 @@ def test_logs_of_a_host_that_is_gone_are_closed_by_name(run: Run, config: Path, 
     refused = run("cache", "gc", config)
     assert refused.exit_code == 1
     assert "--host node_7" in refused.stderr
-    assert "1 logs closed" in run("cache", "close", config, "--host", "node-7").stdout
-    assert run("cache", "gc", config).exit_code == 0
+    assert "whose logs" in run("cache", "close", config).stderr
+    for whose in (("--host", "node-7"), ("--all",)):
+        assert "1 logs closed" in run("cache", "close", config, *whose).stdout
+        assert run("cache", "gc", config).exit_code == 0
+        (segment,) = ledger.glob("*.seg")
+        segment.rename(ledger / f"{2:020d}-node_8-42-abcdef02.wal")

@@ -213,6 +213,22 @@ def test_a_ledger_is_counted_taken_along_and_cleared(tmp_path: Path) -> None:
         cache.load(there, tmp_path / "bad.jsonl")
 
 
+def test_who_has_a_ledger_open_finds_its_replies_when_it_has_been_cleared(tmp_path: Path) -> None:
+    url = str(tmp_path)
+    first = Ledger(url)
+    first.open()
+    keep(first, entry("a", "invalid", at=1.0), entry("a", at=2.0), entry("b", at=3.0))
+    first.close()
+    reader = Ledger(url)
+    reader.open()
+    assert cache.gc(url) == (3, 2)
+    for name in ("a", "b"):
+        found = reader.lookup(digest_value(name))
+        assert found is not None
+        assert found.outcome == "answer"
+    reader.close()
+
+
 def scanned(url: str) -> dict[tuple[str, str], tuple[int, int, int, float | None]]:
     """What `by_model` says, by reading every reply."""
     found: dict[tuple[str, str], list[Usage]] = {}
