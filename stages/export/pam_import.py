@@ -21,7 +21,8 @@ from schemas.base import Record
 from schemas.caption import NO_EVENT
 from schemas.keys import digest_value
 from stages.distill.imported import CAPTIONS_SCHEMA
-from stages.export.pam_text import Asked, read_turn
+from stages.export.pam_chains import link
+from stages.export.pam_text import STREAMING, Asked, read_id, read_turn
 from stages.export.pam_validate import Problem, validate_pam
 from stages.ingest.listing import Folder, MediaRoots, tails
 from stages.pack.tar import placed, write_bytes
@@ -50,9 +51,10 @@ def import_pam(files: Sequence[str | Path], out: str | Path, media: Sequence[str
     """Reads annotation files and writes `regions.jsonl`, `captions.parquet` and `spans.jsonl` into a folder.
 
     Records of one target (same media, same prompt) become one region, whatever their tasks and languages. A streaming
-    chain is recognised by its histories: a record whose previous caption is the answer of another one of the same
-    video continues its chain, and the chain is one region with a box on the first frame of each event. Explain answers
-    are kept as one text, since their separators are not documented. Unknown keys are kept as JSON in `extra`.
+    chain is recognised by the ids that the export gives, else by its histories (see `pam_chains.link`), and is one
+    region with a box on the first frame of each event. A record without history is the first event of a stream where
+    its file or its id says so or another record continues it, else the caption of a whole clip. Explain answers are
+    kept as one text, since their separators are not documented. Unknown keys are kept as JSON in `extra`.
 
     Paths are those of the machine on which a file was written. Under the roots `media` a picture is found by the
     longest tail of its path, a frame by its place in its folder; without them paths stay, and a frame is numbered by
@@ -154,7 +156,7 @@ class _Reader:
         self._regions: dict[str, dict[str, Any]] = {}
         self._captions: list[dict[str, Any]] = []
         self._chained: list[dict[str, Any]] = []
-        self._spans: dict[str, list[list[float]]] = {}
+        self._spans: dict[str, tuple[int, list[list[float]]]] = {}
 
     def add(self, file: str | Path, line: int, record: Any, bad: bool) -> None:
         self.records += 1
@@ -169,20 +171,19 @@ class _Reader:
         extra = {name: value for name, value in record.items() if name not in _KNOWN}
         self.unknown.update(extra.keys())
         item = _item(record, asked, extra, f"{Path(file).name}:{line}", self._places)
+        item |= _stream_of(record, asked, Path(file).name)
         (self._chained if record["type"] == "video" else self._captions).append(item)
 
     def finish(self) -> tuple[list[dict[str, Any]], pl.DataFrame]:
-        chains, loose = _chains(self._chained)
-        self.skipped["no_chain"] += loose
-        if not loose:
-            del self.skipped["no_chain"]
+        chains, loose = link(self._chained)
+        self.skipped += loose
         for item in self._captions:
             item["source_id"] = self._region(item, [item])
         for chain in chains:
             source_id = self._region(chain[0], chain)
-            self._cut(source_id, chain)
+            streamed = len(chain) > 1 or chain[0]["streamed"]
+            self._cut(source_id, chain, streamed)
             for index, item in enumerate(chain):
-                streamed = len(chain) > 1
                 item |= {"source_id": source_id, "task": "stream" if streamed else "video"}
                 item["event_index"] = index if streamed else NO_EVENT
                 self._captions.append(item)
@@ -195,15 +196,17 @@ class _Reader:
 
     def spans(self) -> list[dict[str, Any]]:
         """The events of each video region in seconds, as chunk's back end `file` reads them."""
-        return [{"source_id": key, "spans": self._spans[key]} for key in sorted(self._spans)]
+        return [{"source_id": key, "spans": self._spans[key][1]} for key in sorted(self._spans)]
 
-    def _cut(self, source_id: str, chain: list[dict[str, Any]]) -> None:
-        """Events follow each other without gaps; of several chains of a region the longest tells them."""
+    def _cut(self, source_id: str, chain: list[dict[str, Any]], streamed: bool) -> None:
+        """Events follow each other without gaps; of several chains of a region the longest tells them, a whole clip's
+        caption only where there is no stream."""
         starts = [item["start_frame"] / self._fps for item in chain]
         ends = [*starts[1:], (chain[-1]["end_frame"] + 1) / self._fps]
         spans = [[start, end] for start, end in zip(starts, ends, strict=True)]
-        if len(spans) > len(self._spans.get(source_id, [])):
-            self._spans[source_id] = spans
+        rank = len(spans) if streamed else 0
+        if source_id not in self._spans or rank > self._spans[source_id][0]:
+            self._spans[source_id] = rank, spans
 
     def _region(self, item: dict[str, Any], chain: list[dict[str, Any]]) -> str:
         """The id of the region that a record, or a chain, is about; makes it where it is new."""
@@ -219,7 +222,7 @@ class _Reader:
             region["hints"] = [*region.get("hints", []), hint]
         if item["start_frame"] is not None:
             region["fps"] = self._fps
-        if len(chain) > 1:
+        if len(chain) > max(1, len(region.get("track", []))):
             region["track"] = [
                 {"frame_index": each["frame_index"], "box": each["box"]} for each in chain if each["box"] is not None
             ]
@@ -250,6 +253,15 @@ def _item(record: dict[str, Any], asked: Asked, extra: dict[str, Any], where: st
     }
 
 
+def _stream_of(record: dict[str, Any], asked: Asked, file: str) -> dict[str, Any]:
+    """Whether a record is known to be of a stream, and the region and event that it has by an id of our own."""
+    found = read_id(record.get("id"))
+    if found is None or found.language != asked.language or (found.task == "video" and asked.history is not None):
+        return {"own": None, "streamed": STREAMING in file}
+    streamed = found.task == "stream"
+    return {"own": (found.region, found.event_index) if streamed else None, "streamed": streamed}
+
+
 def _first(record: dict[str, Any], name: str) -> Any:
     value = record[name]
     return value[0] if value is not None and record["type"] == "video" else value
@@ -267,35 +279,3 @@ def _frame_index(name: str, folder: Folder | None) -> int:
         return folder.names.index(Path(name).name)
     found = _NUMBER.search(Path(name).stem)
     return int(found.group(1)) if found else 0
-
-
-def _chains(items: list[dict[str, Any]]) -> tuple[list[list[dict[str, Any]]], int]:
-    """Chains of records by their histories, and how many records continue no chain."""
-    chains: list[list[dict[str, Any]]] = []
-    ends: dict[tuple[str, str, str], list[list[dict[str, Any]]]] = {}
-    waiting = sorted(
-        (item for item in items if item["history"] is not None), key=lambda item: (item["start_frame"], item["where"])
-    )
-    for item in items:
-        if item["history"] is None:
-            chains.append([item])
-            ends.setdefault(_end(item, item["text"]), []).append(chains[-1])
-    while waiting:
-        left = []
-        for item in waiting:
-            open_chains = ends.get(_end(item, item["history"]), [])
-            chain = next((each for each in open_chains if each[-1]["start_frame"] <= item["start_frame"]), None)
-            if chain is None:
-                left.append(item)
-                continue
-            open_chains.remove(chain)
-            chain.append(item)
-            ends.setdefault(_end(item, item["text"]), []).append(chain)
-        if len(left) == len(waiting):
-            break
-        waiting = left
-    return chains, len(waiting)
-
-
-def _end(item: dict[str, Any], text: str) -> tuple[str, str, str]:
-    return item["media"], item["language"], text.strip()

@@ -12,7 +12,7 @@ from schemas.geometry import FrameMask, Rle
 from schemas.sample import Sample, SampleCaption, SampleRegion
 from stages.chunk.streaming import event_frames
 from stages.export.pam_geometry import ENOUGH_POINTS, sample_points, xywh
-from stages.export.pam_text import explain_answer
+from stages.export.pam_text import RecordId, explain_answer
 
 PromptKind = Literal["box", "point", "boxNpoint"]
 _RESERVED = (IMAGE_MARK, "<|im_start|>", "<|im_end|>", "<|endoftext|>")
@@ -33,10 +33,21 @@ class Exportable:
 
 
 def exportables(sample: Sample, prompt: PromptKind, num_points: int) -> Iterator[Exportable]:
-    """Every caption of a sample, as record or with the reason why not."""
+    """Every caption of a sample, as record or with the reason why not.
+
+    A stream ends at its first event that cannot be a record (those after it are `chain_broken`), since what they tell
+    follows on from an answer that nobody could learn. An event from which the target is absent has nothing to prompt
+    with and is left out alone: its text is the history of the next.
+    """
     for region in sample.regions:
-        for caption in region.captions:
-            yield _exportable(sample, region, caption, prompt, num_points)
+        broken: set[str] = set()
+        for caption in sorted(region.captions, key=lambda caption: caption.event_index):
+            found = _exportable(sample, region, caption, prompt, num_points)
+            if caption.task == "stream" and caption.language in broken:
+                found = Exportable(region, caption, reason="chain_broken")
+            if caption.task == "stream" and found.reason not in (None, "target_absent"):
+                broken.add(caption.language)
+            yield found
 
 
 def _exportable(
@@ -61,10 +72,8 @@ def _exportable(
         {"from": "human", "value": user_text(caption.task, caption.language, history)},
         {"from": "gpt", "value": answer},
     ]
-    name = f"{region.region_key.hex()}-{caption.task}-{caption.language}"
-    if caption.event_index >= 0:
-        name += f"-{caption.event_index}"
-    record = {"id": name, "type": sample.media.kind, "conversations": turns, **visual}
+    name = RecordId(region.region_key.hex(), caption.task, caption.language, caption.event_index)
+    record = {"id": str(name), "type": sample.media.kind, "conversations": turns, **visual}
     return Exportable(region, caption, frames, record)
 
 

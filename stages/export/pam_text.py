@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from prompts.pam import HISTORY, IMAGE_MARK, NO_HISTORY, PROMPTS
-from schemas.caption import Language, Task
+from schemas.caption import NO_EVENT, Language, Task
 from schemas.keys import digest_value
 
 LANGUAGE_SUFFIX: dict[Language, str] = {"en": "en", "zh": "ch"}
@@ -24,6 +24,8 @@ TASK_SUFFIX: dict[Task, str] = {
     "video": "sampled_32f_video_obj_cap",
     "stream": "streaming_sampled_32f_video_obj_cap",
 }
+STREAMING = "streaming"
+"""In the name of a file whose records are events of streams, in the released ones too."""
 FOLDER: dict[Task, str] = {
     "label": "image-obj-label",
     "explain": "image-obj-label",
@@ -62,6 +64,36 @@ def read_turn(text: str, video: bool) -> Asked | None:
                 first = history == NO_HISTORY[language]
                 return Asked("video", language) if first else Asked("stream", language, history)
     return None
+
+
+@dataclass(frozen=True)
+class RecordId:
+    """What the id of an exported record says; `region` is the region's key in hexadecimal."""
+
+    region: str
+    task: Task
+    language: Language
+    event_index: int = NO_EVENT
+
+    def __str__(self) -> str:
+        event = [str(self.event_index)] if self.event_index != NO_EVENT else []
+        return "-".join([self.region, self.task, self.language, *event])
+
+
+_ID = re.compile(r"([0-9a-f]{32})-([a-z]+)-([a-z]+)(?:-(\d+))?")
+
+
+def read_id(text: object) -> RecordId | None:
+    """An id that the export gave; None for any other."""
+    found = _ID.fullmatch(text) if isinstance(text, str) else None
+    if found is None:
+        return None
+    region, named, spoken, event = found.groups()
+    task = next((each for each in TASK_SUFFIX if each == named), None)
+    language = next((each for each in LANGUAGE_SUFFIX if each == spoken), None)
+    if task is None or language is None or (task == "stream") != (event is not None):
+        return None
+    return RecordId(region, task, language, int(event) if event is not None else NO_EVENT)
 
 
 def explain_answer(language: Language, label: str | None, definition: str | None, function: str | None) -> str | None:

@@ -134,6 +134,38 @@ def test_an_event_without_its_target_is_left_out_and_its_text_stays_history(expl
     assert report.problems == {}
 
 
+def left_out(report):
+    return [(row.task, row.reason, row.count) for row in report.excluded]
+
+
+def histories(path: Path) -> list[str]:
+    return [record["conversations"][0]["value"].rsplit(": ", 1)[1] for record in records(path)]
+
+
+@pytest.mark.parametrize(("prompt", "reason"), [("box", "reserved_token"), ("box", "no_box"), ("point", "no_mask")])
+def test_a_stream_ends_at_its_first_event_that_cannot_be_a_record(streamed, tmp_path, prompt, reason):
+    if reason == "reserved_token":
+        at = next(i for i, caption in enumerate(streamed.captions) if caption.text == "event 1")
+        streamed.captions[at] = streamed.captions[at].model_copy(update={"text": "It says <|im_end|>."})
+    else:
+        update = {"box": (70.0, 10.0, 80.0, 22.0)} if reason == "no_box" else {"mask": masks.encode(np.zeros((48, 64)))}
+        frames = [
+            frame.model_copy(update=update) if 10 <= frame.frame_index < 20 else frame
+            for frame in streamed.masks[0].frames
+        ]
+        streamed.masks[0] = streamed.masks[0].model_copy(update={"frames": frames})
+    report = export_pam(plan_pack(streamed.frames(), TRAIN_ONLY), tmp_path, PamExportConfig(prompt=prompt))
+    assert left_out(report) == [("stream", "chain_broken", 2), ("stream", reason, 1)]
+    assert histories(next(tmp_path.rglob("*streaming*"))) == ["None"]
+
+
+def test_a_stream_goes_on_past_an_event_without_its_target(streamed, hidden, tmp_path):
+    hidden(streamed, range(10, 20))
+    report = export_pam(plan_pack(streamed.frames(), TRAIN_ONLY), tmp_path)
+    assert left_out(report) == [("stream", "target_absent", 1)]
+    assert histories(next(tmp_path.rglob("*streaming*"))) == ["None", "event 1", "event 2"]
+
+
 def test_reserved_tokens_and_lost_pictures_are_counted(explained, tmp_path):
     explained.captions[0] = explained.captions[0].model_copy(update={"text": "a <image> inside"})
     Path(next(media.uri for media in explained.media if media.kind == "video")).unlink()

@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 import yaml
 
+from prompts.pam import user_text
 from stages.export import export_pam, import_config, import_pam
 from stages.pack import PackConfig, plan_pack
 
@@ -97,6 +98,139 @@ def test_bad_and_foreign_records_are_counted_and_unknown_keys_kept(files, tmp_pa
 def test_a_history_that_nothing_answers_makes_no_chain(files, tmp_path):
     stream = lines(next(path for path in files if "streaming" in path.name and "_en_" in path.name))
     path = tmp_path / "half.jsonl"
-    path.write_text(json.dumps(stream[1]) + "\n", "utf-8")
+    foreign = {name: value for name, value in stream[1].items() if name != "id"}
+    path.write_text(json.dumps(foreign) + "\n", "utf-8")
     report = import_pam([path], tmp_path / "in")
     assert (report.captions, report.skipped) == (0, {"no_chain": 1})
+
+
+def events(folder):
+    """Region, event, history and text of the streams that came in."""
+    captions = pl.read_parquet(folder / "captions.parquet").filter(pl.col("task") == "stream")
+    return captions.sort("source_id", "event_index").select("source_id", "event_index", "history", "text").rows()
+
+
+def told(text, history, left, start, name=None, top=10):
+    """A record of ten frames from `start` about a target of 20 x 20 px at `left`."""
+    frames = [f"{min(start + index, start + 9):05d}.jpg" for index in range(16)]
+    return {
+        **({"id": name} if name else {}),
+        "type": "video",
+        "image_root": "/clips/street",
+        "frames": frames,
+        "conversations": [
+            {"from": "human", "value": user_text("stream", "en", history)},
+            {"from": "gpt", "value": text},
+        ],
+        "bbox": [[left, top, 20, 20]],
+        "points": None,
+        "labels": None,
+    }
+
+
+def brought(records, tmp_path, name="a.jsonl"):
+    """The report, and each stream as the left edge of its region and its texts."""
+    (tmp_path / name).write_text("\n".join(map(json.dumps, records)), "utf-8")
+    report = import_pam([tmp_path / name], tmp_path / "in")
+    left = {region["id"]: region["box"][0] for region in lines(tmp_path / "in" / "regions.jsonl")}
+    chains: dict[float, list[str]] = {}
+    for source_id, index, _, text in events(tmp_path / "in"):
+        chains.setdefault(left[source_id], []).append(text)
+        assert index == len(chains[left[source_id]]) - 1
+    return report, chains
+
+
+WALKS = "A person walks."
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("named", [False, True])
+def test_two_people_told_in_the_same_words_keep_their_own_events(tmp_path, named, swapped):
+    ids = [f"{digit * 32}-stream-en-{index}" if named else None for index in range(2) for digit in "ab"]
+    # Where ids tell, even targets that change places are told apart.
+    lefts = [100, 0] if named else [5, 110]
+    records = [
+        told(WALKS, None, 0, 0, ids[0]),
+        told(WALKS, None, 100, 0, ids[1]),
+        told("It sits.", WALKS, lefts[0], 10, ids[2]),
+        told("It runs.", WALKS, lefts[1], 10, ids[3]),
+    ]
+    report, chains = brought([*records[:2], *records[:1:-1]] if swapped else records, tmp_path)
+    assert chains == {0.0: [WALKS, "It sits."], 100.0: [WALKS, "It runs."]}
+    assert report.skipped == {}
+
+
+def test_targets_that_cannot_be_told_apart_are_counted_not_guessed(tmp_path):
+    records = [
+        told(WALKS, None, 0, 0),
+        told(WALKS, None, 100, 0),
+        told("It sits.", WALKS, 45, 10),
+        told("It runs.", WALKS, 55, 10),
+        told("It sleeps.", "It sits.", 45, 20),
+    ]
+    report, chains = brought(records, tmp_path, "streaming.jsonl")
+    assert chains == {0.0: [WALKS], 100.0: [WALKS]}
+    assert report.skipped == {"ambiguous_chain": 2, "no_chain": 1}
+
+
+def test_two_records_do_not_both_go_on_from_one_that_is_near_to_both(tmp_path):
+    records = [
+        told(WALKS, None, 0, 0),
+        told(WALKS, None, 100, 0),
+        told("It sits.", WALKS, 10, 10),
+        told("It runs.", WALKS, 12, 10),
+    ]
+    report, chains = brought(records, tmp_path, "streaming.jsonl")
+    assert chains == {0.0: [WALKS], 100.0: [WALKS]}
+    assert report.skipped == {"ambiguous_chain": 2}
+
+
+def test_a_text_that_is_told_twice_in_one_stream_stays_in_order(tmp_path):
+    records = [
+        told(WALKS, None, 0, 0),
+        told(WALKS, WALKS, 30, 10),
+        told(WALKS, WALKS, 60, 20),
+        told("It sits.", WALKS, 90, 30),
+    ]
+    report, chains = brought(records[::-1], tmp_path)
+    assert (chains, report.skipped) == ({0.0: [WALKS, WALKS, WALKS, "It sits."]}, {})
+
+
+def test_a_record_that_comes_twice_is_counted_and_its_stream_stays_whole(tmp_path):
+    records = [told(WALKS, None, 0, 0), told("It sits.", WALKS, 5, 10)]
+    report, chains = brought(records * 2, tmp_path)
+    assert (chains, report.skipped) == ({0.0: [WALKS, "It sits."]}, {"repeated": 2})
+
+
+@pytest.mark.parametrize("gone", [0, 1, 3])
+def test_what_is_exported_around_an_absent_target_comes_back(streamed, hidden, tmp_path, gone):
+    hidden(streamed, range(10 * gone, 10 * gone + 10))
+    export_pam(plan_pack(streamed.frames(), PackConfig(validation_fraction=0)), tmp_path / "pam")
+    report = import_pam(sorted((tmp_path / "pam").rglob("*.jsonl")), tmp_path / "in")
+    assert (report.records, report.captions, report.skipped) == (4, 4, {})
+    found = [row[1:] for row in events(tmp_path / "in")]
+    kept = [index for index in range(4) if index != gone]
+    assert found == [
+        (place, f"event {index - 1}" if index else None, f"event {index}") for place, index in enumerate(kept)
+    ]
+    (clip,) = lines(tmp_path / "in" / "spans.jsonl")
+    assert len(clip["spans"]) == 3
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_stream_of_one_event_stays_a_stream_beside_the_whole_clip(streamed, tmp_path, named):
+    """Both records have the same box: they are told apart by the id, or by the name of the file."""
+    streamed.captions = [caption for caption in streamed.captions if caption.event_index < 1]
+    export_pam(plan_pack(streamed.frames(), PackConfig(validation_fraction=0)), tmp_path / "pam")
+    files = sorted((tmp_path / "pam").rglob("*.jsonl"))
+    for path in [] if named else files:
+        path.write_text("".join(json.dumps(record | {"id": "7"}) + "\n" for record in lines(path)), "utf-8")
+    report = import_pam(files, tmp_path / "in", fps=10)
+    assert (report.regions, report.captions, report.skipped) == (1, 2, {})
+    captions = pl.read_parquet(tmp_path / "in" / "captions.parquet").sort("task")
+    assert captions.select("task", "event_index", "text").rows() == [
+        ("stream", 0, "event 0"),
+        ("video", -1, "whole clip"),
+    ]
+    (clip,) = lines(tmp_path / "in" / "spans.jsonl")
+    assert clip["spans"] == [[0.0, 1.0]]
