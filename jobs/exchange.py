@@ -130,13 +130,16 @@ def _commit(config: Path, json: bool) -> BuildResult:
 def validate_pam(
     file: Annotated[Path, typer.Argument(help="A .jsonl or .json file of PAM records.")],
     root: Annotated[Path, typer.Option(help="Where relative paths begin.")] = Path(),
+    path_prefix: Annotated[
+        str | None, typer.Option(help="What stands in the paths for --root, if the file was written for elsewhere.")
+    ] = None,
     media: Annotated[bool, typer.Option(help="Open every picture as well.")] = True,
     json: Json = False,
 ) -> None:
     """Check a file against every rule that PAM's loader imposes; exits with an error if it would stumble."""
     from stages.export.pam_validate import validate_pam as check
 
-    problems = check(file, media, root)
+    problems = check(file, media, root, path_prefix)
     if json:
         print_json([problem.model_dump() for problem in problems])
     else:

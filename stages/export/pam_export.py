@@ -160,9 +160,10 @@ class _Writer:
         datasets = [{"json_path": f"{self._prefix}/{file}", "sampling_strategy": "all"} for file in sorted(self._train)]
         listing = yaml.safe_dump({"datasets": datasets}, sort_keys=False, allow_unicode=True)
         write_bytes(str(self._out / "finetune.yaml"), listing.encode())
-        local = self._config.path_prefix is None
-        check = self._config.check_media and local
-        problems = {file: validate_pam(self._out / file, check_media=check) for file in sorted(self._records)}
+        problems = {
+            file: validate_pam(self._out / file, self._config.check_media, self._out, self._prefix)
+            for file in sorted(self._records)
+        }
         excluded = [
             ExcludedCount(source=source, task=task, language=language, reason=reason, count=count)
             for (source, task, language, reason), count in sorted(self._excluded.items())

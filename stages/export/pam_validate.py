@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from prompts.pam import IMAGE_MARK
+from prompts.pam import IMAGE_MARK, user_text
 from schemas.base import Record
 from stages.chunk.streaming import LEAST_FRAMES
 from stages.export.pam_geometry import ENOUGH_POINTS, whole_pixels
@@ -38,15 +38,18 @@ class Problem(Record):
 Found = Iterator[tuple[str, str]]
 
 
-def validate_pam(path: str | Path, check_media: bool = True, root: str | Path = ".") -> list[Problem]:
+def validate_pam(
+    path: str | Path, check_media: bool = True, root: str | Path = ".", path_prefix: str | None = None
+) -> list[Problem]:
     """The problems of a `.jsonl` file (a record a line) or `.json` file (a list); empty when PAM will read all of it.
 
-    `check_media` also opens each image and looks for each frame, relative paths taken from `root` (PAM takes them from
-    where it is started). Raises `FileNotFoundError` for a file that is not there.
+    `check_media` also opens each image and each listed frame, relative paths taken from `root` (PAM takes them from
+    where it is started). Paths that begin with `path_prefix` are looked for under `root` as well: so a file that was
+    written for another machine is checked. Raises `FileNotFoundError` for a file that is not there.
     """
     problems: list[Problem] = []
     kinds: set[str] = set()
-    sizes: dict[str, tuple[int, int] | str] = {}
+    pictures = _Pictures(Path(root), path_prefix)
     for line, record in _records(Path(path), problems):
         for rule, message in _errors(record):
             problems.append(Problem(line=line, rule=rule, message=message))
@@ -58,7 +61,7 @@ def validate_pam(path: str | Path, check_media: bool = True, root: str | Path = 
             if check_media:
                 problems += [
                     Problem(line=line, rule=rule, message=message)
-                    for rule, message in _media_problems(record, Path(root), sizes)
+                    for rule, message in _media_problems(record, pictures)
                 ]
     if len(kinds) > 1:
         message = f"the file mixes {sorted(kinds)}: a batch must be of one type, train with group_by_modality_length"
@@ -203,45 +206,69 @@ def _doubts(record: dict[str, Any]) -> Found:
     if record.get("type") not in _VISUAL_TOKENS or not isinstance(turns, list):
         return
     values = [turn["value"] for turn in turns if isinstance(turn, dict) and isinstance(turn.get("value"), str)]
-    if values and read_turn(values[0], record["type"] == "video") is None:
+    asked = read_turn(values[0], record["type"] == "video") if values else None
+    if values and asked is None:
         yield "prompt_text", f"the question is none of PAM's prompts: {values[0][:80]!r}"
+    elif asked is not None and values[0] != user_text(asked.task, asked.language, asked.history):
+        yield "prompt_text", f"the question is not byte for byte PAM's prompt: {values[0][:80]!r}"
     text = sum(len(value.encode()) for value in values) / _BYTES_A_TOKEN
     if _VISUAL_TOKENS[record["type"]] + text > _MAX_TOKENS:
         yield "length", f"about {_VISUAL_TOKENS[record['type']] + text:.0f} tokens of {_MAX_TOKENS}: it will be cut"
 
 
-def _media_problems(record: dict[str, Any], root: Path, sizes: dict[str, tuple[int, int] | str]) -> Found:
+class _Pictures:
+    """Where the files of records lie and how large they are; each is opened once."""
+
+    def __init__(self, root: Path, prefix: str | None) -> None:
+        self._root, self._prefix = root, None if prefix is None else prefix.rstrip("/") + "/"
+        self._sizes: dict[Path, tuple[int, int] | str] = {}
+
+    def find(self, path: str) -> Path:
+        """The file that a path of a record means here."""
+        return self._root / (path if self._prefix is None else path.removeprefix(self._prefix))
+
+    def size(self, path: str) -> tuple[int, int] | str:
+        """Width and height as PAM's loader sees them (it ignores the EXIF orientation), or what is wrong with the
+        file."""
+        found = self.find(path)
+        if found not in self._sizes:
+            try:
+                with Image.open(found) as image:
+                    image.load()
+                    self._sizes[found] = image.size
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                self._sizes[found] = f"{found} is no readable image: {error}"
+        return self._sizes[found]
+
+
+def _media_problems(record: dict[str, Any], pictures: _Pictures) -> Found:
     if record.get("type") == "image" and isinstance(record.get("image"), str):
         paths = [record["image"]]
     elif isinstance(record.get("image_root"), str) and isinstance(record.get("frames"), list):
         paths = [f"{record['image_root']}/{frame}" for frame in dict.fromkeys(map(str, record["frames"]))]
     else:
         return
-    missing = [path for path in paths if not (root / path).is_file()]
+    missing = [path for path in paths if not pictures.find(path).is_file()]
     if missing:
         yield "media", f"{len(missing)} of {len(paths)} files are not there, the first is {missing[0]}"
         return
-    size = _size(root / paths[0], sizes)
-    if isinstance(size, str):
-        yield "media", size
-        return
+    found = {path: pictures.size(path) for path in paths}
+    unreadable = [size for size in found.values() if isinstance(size, str)]
+    if unreadable:
+        yield "media", f"{len(unreadable)} of {len(paths)} files cannot be read: {unreadable[0]}"
+    sizes = {size: path for path, size in reversed(found.items()) if not isinstance(size, str)}
+    if len(sizes) > 1:
+        told = ", ".join(f"{path} {width} x {height}" for (width, height), path in sorted(sizes.items()))
+        yield "frame_sizes", f"the frames are of {len(sizes)} sizes: {told}"
+    first = found[paths[0]] if paths else ""
+    if not isinstance(first, str):
+        yield from _outside(record, *first)
+
+
+def _outside(record: dict[str, Any], width: int, height: int) -> Found:
     box, points = _first(record, "bbox"), _first(record, "points")
-    width, height = size
     if _numbers(box) and len(box) == 4 and (box[0] + box[2] > width + 1 or box[1] + box[3] > height + 1):
         yield "bbox", f"box {box} ends outside the image of {width} x {height}"
     for point in points if isinstance(points, list) else []:
         if _numbers(point) and len(point) == 2 and not (0 <= point[0] < width and 0 <= point[1] < height):
             yield "points", f"point {point} is outside the image of {width} x {height}"
-
-
-def _size(path: Path, sizes: dict[str, tuple[int, int] | str]) -> tuple[int, int] | str:
-    """Width and height as PAM's loader sees them (it ignores the EXIF orientation), or what is wrong with the file."""
-    name = str(path)
-    if name not in sizes:
-        try:
-            with Image.open(path) as image:
-                image.load()
-                sizes[name] = image.size
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            sizes[name] = f"{name} is no readable image: {error}"
-    return sizes[name]

@@ -117,6 +117,21 @@ def test_one_kind_of_prompt_leaves_the_other_null(explained, tmp_path, prompt, g
             assert {name for name in ("bbox", "points", "labels") if record[name] is not None} == given
 
 
+@pytest.mark.parametrize("prefix", ["/mnt/data/pam", "data/", ""])
+def test_media_are_checked_under_another_path_too(explained, tmp_path, prefix):
+    plan, config = plan_pack(explained.frames(), TRAIN_ONLY), PamExportConfig(path_prefix=prefix)
+    assert export_pam(plan, tmp_path, config).problems == {}
+    record = records(next(tmp_path.rglob("*streaming*en*")))[0]
+    assert record["image_root"].startswith(prefix.rstrip("/") + "/frames/")
+    place = tmp_path / record["image_root"].removeprefix(prefix.rstrip("/")).lstrip("/") / record["frames"][7]
+    place.write_bytes(bytes(place.stat().st_size))
+    found = export_pam(plan, tmp_path, config).problems
+    assert {problem.rule for problems in found.values() for problem in problems} == {"media"}
+    assert {name.split("/")[-1] for name in found} >= {
+        f"sav_streaming_sampled_32f_video_obj_cap_{x}_train.jsonl" for x in ("en", "ch")
+    }
+
+
 def test_an_event_without_its_target_is_left_out_and_its_text_stays_history(explained, tmp_path):
     clip = next(index for index, mask in enumerate(explained.masks) if mask.frames)
     hidden = [

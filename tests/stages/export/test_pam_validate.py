@@ -158,6 +158,44 @@ def test_doubts_are_warnings(folder):
     assert found == {(rule, "warning") for rule in ("prompt_text", "length", "unknown_keys", "mixed_types")}
 
 
+def test_every_listed_frame_is_opened_and_is_of_one_size(folder):
+    record = video_record(folder)
+    frame = folder / "clip" / "00009.jpg"
+    whole = frame.read_bytes()
+    frame.write_bytes(whole[: len(whole) // 2])
+    assert check(folder, record) == [(1, "media")]
+    frame.write_bytes(b"")
+    assert check(folder, record, record | {"frames": record["frames"][:9] * 2}) == [(1, "media")]
+    Image.new("RGB", (48, 64)).save(frame)
+    assert check(folder, record) == [(1, "frame_sizes")]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: "\n" + text + "\n\n",
+        lambda text: text.replace("\n", "", 1),
+        lambda text: text.replace("<image>\n", "") + "\n<image>",
+    ],
+)
+@pytest.mark.parametrize("record", [image_record, video_record])
+def test_a_question_that_is_not_byte_exact_is_doubted(folder, record, change):
+    asked = record(folder)
+    asked["conversations"][0]["value"] = change(asked["conversations"][0]["value"])
+    path = folder / "asked.jsonl"
+    path.write_text(json.dumps(asked), "utf-8")
+    assert [(problem.rule, problem.severity) for problem in validate_pam(path)] == [("prompt_text", "warning")]
+
+
+def test_paths_written_for_elsewhere_are_found_under_the_root(folder):
+    there = image_record(folder) | {"image": "/there/a.jpg"}
+    clip = video_record(folder) | {"image_root": "/there/clip"}
+    assert check(folder, there, clip, root=folder, path_prefix="/there") == []
+    assert check(folder, there, root=folder, path_prefix="/the") == [(1, "media")]
+    (folder / "a.jpg").unlink()
+    assert check(folder, there, clip, root=folder, path_prefix="/there/") == [(1, "media")]
+
+
 def test_paths_are_taken_from_the_given_root(folder):
     record = image_record(folder) | {"image": "a.jpg"}
     assert check(folder, record, root=folder) == []
