@@ -66,6 +66,11 @@ def export_pam(
             out.print(f"{name}: {records} records")
         for left in done.excluded:
             out.print(f"left out: {left.source} {left.task} {left.language}: {left.reason} ({left.count})")
+        if done.removed:
+            out.print(f"removed {done.removed} files of an earlier export into {to}")
+        if done.strange:
+            more = f" and {len(done.strange) - 1} more" if done.strange[1:] else ""
+            out.print(f"left alone, since no export wrote them: {done.strange[0]}{more}")
         for name, problems in done.problems.items():
             _print_problems(name, problems)
     if any(problem.severity == "error" for problems in done.problems.values() for problem in problems):

@@ -5,6 +5,7 @@
 <out>/annotations/<image-obj-label|image-obj-caption|video-obj-caption>/<source>_..._<en|ch>_<split>.jsonl
 <out>/finetune.yaml                               the training files, as PAM's `configs/finetune.yaml` lists them
 <out>/provenance.parquet                          a row a record: keys, licence, source frames and times
+<out>/files.txt                                   all of these, by which the next export here removes what it has not
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pydantic import Field
 from schemas.base import Record
 from schemas.sample import Sample
 from stages.base import UnitError
+from stages.export.pam_files import ExportFiles
 from stages.export.pam_records import Exportable, PromptKind, exportables
 from stages.export.pam_text import FOLDER, file_name, source_names
 from stages.export.pam_validate import Problem, validate_pam
@@ -63,12 +65,16 @@ class ExcludedCount(Record):
 class PamExport(Record):
     """What was written: records by file (relative to the output folder), what was left out and why, problems found.
 
-    `problems` are the validator's, by file; an export without any is one that PAM's loader takes whole.
+    `problems` are the validator's, by file; an export without any is one that PAM's loader takes whole. `removed`
+    counts the files of earlier exports into the same folder that this one does not have, `strange` names files between
+    its own that are of no export (they stay).
     """
 
     files: dict[str, int]
     excluded: list[ExcludedCount]
     problems: dict[str, list[Problem]]
+    removed: int = 0
+    strange: list[str] = []
 
 
 def export_pam(
@@ -77,14 +83,16 @@ def export_pam(
     """Writes the captions of a pack plan as PAM's JSONL, with their pictures, into a local folder.
 
     Each media is read once. A media that cannot be read leaves its captions out, with its reason. Annotation files
-    appear whole once everything is written. Raises `OSError` where the folder cannot be written.
+    appear whole once everything is written; then what an earlier export wrote into the folder and this one did not is
+    removed. Raises `OSError` where the folder cannot be written.
     """
-    writer = _Writer(Path(out), config or PamExportConfig(), options)
     names = source_names(plan.sources)
-    with ExitStack() as stack:
-        for row, sample in _samples(plan):
-            writer.media(row, sample, names, stack)
-    return writer.finish()
+    with ExportFiles(Path(out)) as files:
+        writer = _Writer(files, config or PamExportConfig(), options)
+        with ExitStack() as stack:
+            for row, sample in _samples(plan):
+                writer.media(row, sample, names, stack)
+        return writer.finish()
 
 
 def _samples(plan: PackPlan) -> Iterator[tuple[dict[str, Any], Sample]]:
@@ -98,9 +106,10 @@ def _samples(plan: PackPlan) -> Iterator[tuple[dict[str, Any], Sample]]:
 class _Writer:
     """The open files of one export."""
 
-    def __init__(self, out: Path, config: PamExportConfig, options: dict[str, Any] | None) -> None:
-        self._out, self._config, self._options = out, config, options
-        self._prefix = config.path_prefix.rstrip("/") if config.path_prefix is not None else str(out.resolve())
+    def __init__(self, files: ExportFiles, config: PamExportConfig, options: dict[str, Any] | None) -> None:
+        self._files, self._config, self._options = files, config, options
+        here = str(files.folder.resolve())
+        self._prefix = config.path_prefix.rstrip("/") if config.path_prefix is not None else here
         self._streams: dict[str, IO[bytes]] = {}
         self._records: Counter[str] = Counter()
         self._excluded: Counter[tuple[str, str, str, str]] = Counter()
@@ -140,28 +149,29 @@ class _Writer:
         key = row["media_key"].hex()
         if row["form"] != "clip":
             extension, data = image_member(row, self._config.jpeg_quality, self._options)
-            _put(self._out / "images" / f"{key}.{extension}", data)
+            _put(self._files.add(f"images/{key}.{extension}"), data)
             return {"image": f"{self._prefix}/images/{key}.{extension}"}, {}
         members, times = clip_members({**row, "clip_indices": frames}, self._config.jpeg_quality, self._options)
         for index, (_, data) in zip(frames, members, strict=True):
-            _put(self._out / "frames" / key / f"{index:05d}.jpg", data)
+            _put(self._files.add(f"frames/{key}/{index:05d}.jpg"), data)
         return {"image_root": f"{self._prefix}/frames/{key}"}, dict(zip(frames, times, strict=True))
 
     def _stream(self, file: str, stack: ExitStack) -> IO[bytes]:
         if file not in self._streams:
-            self._streams[file] = stack.enter_context(placed(str(self._out / file)))
+            self._streams[file] = stack.enter_context(placed(str(self._files.add(file))))
         return self._streams[file]
 
     def finish(self) -> PamExport:
         """The files beside the annotations, and the validator's word on each."""
         frame = pl.DataFrame(self._provenance, schema=pl.Schema(_PROVENANCE), orient="row")
-        with placed(str(self._out / "provenance.parquet")) as stream:
+        with placed(str(self._files.add("provenance.parquet"))) as stream:
             frame.write_parquet(stream)
         datasets = [{"json_path": f"{self._prefix}/{file}", "sampling_strategy": "all"} for file in sorted(self._train)]
         listing = yaml.safe_dump({"datasets": datasets}, sort_keys=False, allow_unicode=True)
-        write_bytes(str(self._out / "finetune.yaml"), listing.encode())
+        write_bytes(str(self._files.add("finetune.yaml")), listing.encode())
+        removed, out = self._files.sweep(), self._files.folder
         problems = {
-            file: validate_pam(self._out / file, self._config.check_media, self._out, self._prefix)
+            file: validate_pam(out / file, self._config.check_media, out, self._prefix)
             for file in sorted(self._records)
         }
         excluded = [
@@ -172,6 +182,8 @@ class _Writer:
             files=dict(sorted(self._records.items())),
             excluded=excluded,
             problems={file: found for file, found in problems.items() if found},
+            removed=removed,
+            strange=self._files.strange(),
         )
 
 

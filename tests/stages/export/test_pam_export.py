@@ -192,6 +192,54 @@ def test_reserved_tokens_and_lost_pictures_are_counted(explained, tmp_path):
     assert report.problems == {}
 
 
+def tree(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+def test_an_export_into_the_same_folder_takes_away_what_it_has_no_more(exported, explained, tmp_path):
+    out, first = exported
+    assert (first.removed, first.strange) == (0, [])
+    (out / "images" / "mine.png").write_bytes(b"")
+    (out / "notes.md").write_text("mine")
+    clip = next(media.media_key for media in explained.media if media.kind == "video")
+    explained.captions = [caption for caption in explained.captions if caption.media_key != clip]
+    plan = plan_pack(explained.frames(), TRAIN_ONLY)
+    again = export_pam(plan, out)
+    fresh = tmp_path / "fresh"
+    export_pam(plan, fresh)
+    assert tree(out) - tree(fresh) == {"images/mine.png", "notes.md"}
+    assert tree(fresh) <= tree(out)
+    assert again.removed == 4 + 40
+    assert again.strange == ["images/mine.png"]
+    assert export_pam(plan, out).removed == 0
+
+
+def test_what_a_failed_export_left_is_taken_away_too(exported, explained):
+    out, _ = exported
+    explained.add(7, num_regions=1)
+    (out / "provenance.parquet").unlink()
+    (out / "provenance.parquet").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        export_pam(plan_pack(explained.frames(), TRAIN_ONLY), out)
+    (out / "provenance.parquet").rmdir()
+    gone = explained.media.pop().media_key.hex()
+    assert any(gone in name for name in tree(out))
+    report = export_pam(plan_pack(explained.frames(), TRAIN_ONLY), out)
+    assert report.removed == 1
+    assert not any(gone in name for name in tree(out))
+
+
+def test_a_listing_removes_nothing_but_an_exports_files(exported, explained, tmp_path):
+    out, _ = exported
+    (tmp_path / "other.txt").write_text("mine")
+    (out / "notes.md").write_text("mine")
+    with (out / "files.txt").open("a") as listing:
+        listing.write(f"../other.txt\nimages/../../other.txt\n{tmp_path}/other.txt\nnotes.md\n\nimages\n")
+    assert export_pam(plan_pack(explained.frames(), TRAIN_ONLY), out).removed == 0
+    assert (tmp_path / "other.txt").is_file()
+    assert (out / "notes.md").is_file()
+
+
 def test_sources_become_safe_and_distinct_file_names():
     names = source_names(["coco", "../../etc", "LVIS", "lvis", "a b", "a/b", "", "x" * 300, "狗"])
     assert names["coco"] == "coco"
