@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.build import accounts, balance
 from pipeline.config import EngineConfig
-from pipeline.looking import open_corpus, tables_of
+from pipeline.looking import open_corpus, pack_manifest, tables_of
 from pipeline.report import report_data, write_report
 from pipeline.report.data import RatePoint
 from pipeline.spending import cost_rows
@@ -48,6 +48,7 @@ def write_run_report(config: EngineConfig, to: Path | None = None, samples: int 
         policy=now.policy,
         costs=cost_rows(config),
         rates=pace(now.view),
+        pack=pack_manifest(now.view),
         max_regions=samples,
         storage_options=now.config.storage_options,
     )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
+from typing import Any
 
 import polars as pl
 
 from pipeline.config import EngineConfig
 from pipeline.engine import Corpus, build_stages, frame_of
 from pipeline.output import decisions, verdicts_of
-from pipeline.tables import Run
+from pipeline.tables import Run, View
 from schemas.base import Row
 from stages.base import fingerprint
 from stages.decide import Evaluation, evaluate
@@ -54,6 +56,15 @@ def sampling_indexes(now: Corpus) -> dict[str, pl.DataFrame]:
     if pack_id is None or not store.exists(path):
         return {}
     return {pack_id: pl.read_parquet(io.BytesIO(store.read(path)))}
+
+
+def pack_manifest(view: View) -> dict[str, Any] | None:
+    """The manifest of the current pack, by the snapshot's pointer; None where none is finished."""
+    pack_id = view.snapshot.pointers.get("pack") if view.snapshot else None
+    path = f"packs/{pack_id}/manifest.json"
+    if pack_id is None or not view.store.exists(path):
+        return None
+    return dict(json.loads(view.store.read(path)))
 
 
 def finished_packs(run: Run) -> list[str]:

@@ -23,6 +23,7 @@ def report_data(
     planned_usd: float | None = None,
     costs: Sequence[CostRow] | None = None,
     rates: Sequence[RatePoint] = (),
+    pack: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
     max_regions: int = 200,
     seed: int = 0,
@@ -31,9 +32,9 @@ def report_data(
     """Gathers the report of a run.
 
     `tables` are current rows by table name (see `counts.Tables`); `funnel` the runner's counts a stage, where known;
-    the limits of `policy` are drawn into the histograms of scores; `costs` replaces
-    what the captions say of tokens and money (the ledger knows better). `max_regions` regions, kept and rejected ones,
-    are shown with pictures; those whose media cannot be read are shown without.
+    the limits of `policy` are drawn into the histograms of scores; `costs` replaces what the captions say of tokens and
+    money (the ledger knows better); `pack` is the manifest of the current pack. `max_regions` regions, kept and
+    rejected ones, are shown with pictures; those whose media cannot be read are shown without, with the reason.
     """
     shown: list[RegionCard] = region_cards(tables, max_regions, seed, storage_options)
     return ReportData(
@@ -48,7 +49,7 @@ def report_data(
         labels=counts.label_counts(tables),
         costs=list(costs) if costs is not None else counts.cost_rows(tables, planned_usd),
         rates=list(rates),
-        shards=counts.shard_rows(tables),
+        shards=counts.shard_rows(pack) if pack is not None else [],
         regions=shown,
         notes=list(notes),
     )

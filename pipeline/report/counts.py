@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -216,11 +217,7 @@ def cost_rows(tables: Tables, planned_usd: float | None = None) -> list[CostRow]
     return rows
 
 
-def shard_rows(tables: Tables) -> list[ShardRow]:
-    """The shards of the pack that was written last."""
-    packed = tables.get("packed")
-    if packed is None or packed.is_empty():
-        return []
-    latest = packed["pack_id"][-1]
-    good = packed.filter((pl.col("pack_id") == latest) & (pl.col("status") == "ok")).sort("shard")
-    return [ShardRow(**row) for row in good.select(list(ShardRow.model_fields)).to_dicts()]
+def shard_rows(manifest: Mapping[str, Any]) -> list[ShardRow]:
+    """The shards that a pack's manifest lists, in the order of their names."""
+    shards = sorted(manifest["shards"], key=lambda shard: str(shard["shard"]))
+    return [ShardRow(**{name: shard[name] for name in ShardRow.model_fields}) for shard in shards]

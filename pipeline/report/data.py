@@ -126,7 +126,7 @@ class RatePoint(Record):
 
 
 class ShardRow(Record):
-    """One shard of the latest pack."""
+    """One shard of the current pack."""
 
     shard: str
     split: str

@@ -168,38 +168,34 @@ def _pictures(
     """The thumbnail, the storyboard of a video, and why there is none."""
     if media is None:
         return None, [], "the media is not in the run"
+    first = masks[0] if masks else region
+    frames = {frame["frame_index"]: frame for mask in masks for frame in mask["frames"] or []}
+    seen = [index for index, frame in sorted(frames.items()) if frame["visible"]] or [first["frame_index"]]
+    cells = sorted({seen[int(i)] for i in np.linspace(0, len(seen) - 1, _CELLS).round()})
+    video = media["kind"] == "video"
     try:
-        if media["kind"] == "video":
-            return (*_clip_pictures(region, media, masks), "")
-        first = masks[0] if masks else region
-        pixels = load_image(media["uri"], options)
-        return thumbnail(pixels, _SIDE, _rle(first["mask"]), region["box"]), [], ""
+        pixels = _frames(media, [first["frame_index"], *cells], options) if video else []
+        main = pixels[0] if video else load_image(media["uri"], options)
     except UnitError as error:
         return None, [], f"{error.reason}: {error.message}"
+    except Exception as error:  # stores raise what their clients raise; one of many pictures must not cost the page
+        return None, [], f"{type(error).__name__}: {error}"
+    note = f"{first['time_s']:.2f} s" if video else ""
+    board = [_cell(frames.get(index), index, shown) for index, shown in zip(cells, pixels[1:], strict=False)]
+    return thumbnail(main, _SIDE, _rle(first["mask"]), region["box"], note=note), board, ""
 
 
-def _clip_pictures(
-    region: dict[str, Any], media: dict[str, Any], masks: Sequence[dict[str, Any]]
-) -> tuple[Picture | None, list[Picture]]:
-    frames = {frame["frame_index"]: frame for mask in masks for frame in mask["frames"] or []}
-    seen = [index for index, frame in sorted(frames.items()) if frame["visible"]] or [region["frame_index"]]
-    prompt = masks[0]["frame_index"] if masks else region["frame_index"]
-    cells = sorted({seen[int(i)] for i in np.linspace(0, len(seen) - 1, _CELLS).round()})
-    wanted = sorted({prompt, *cells})
-    video: Any = open_video(media["uri"])
+def _frames(media: dict[str, Any], indices: Sequence[int], options: Any) -> Sequence[Any]:
+    video = open_video(media["uri"], media["fps"], storage_options=options)
     try:
-        pixels = dict(zip(wanted, video.frames(wanted), strict=True))
+        return list(video.frames(indices))
     finally:
         video.close()
-    first = masks[0] if masks else region
-    main = thumbnail(pixels[prompt], _SIDE, _rle(first["mask"]), region["box"], note=f"{first['time_s']:.2f} s")
-    board = [
-        thumbnail(
-            pixels[index], _CELL, _rle((frames.get(index) or {}).get("mask")), note=_when(frames.get(index), index)
-        )
-        for index in cells
-    ]
-    return main, board
+
+
+def _cell(frame: dict[str, Any] | None, index: int, pixels: Any) -> Picture:
+    mask = None if frame is None else frame["mask"]
+    return thumbnail(pixels, _CELL, _rle(mask), note=_when(frame, index))
 
 
 def _when(frame: dict[str, Any] | None, index: int) -> str:

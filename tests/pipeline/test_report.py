@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import re
+import threading
 from html.parser import HTMLParser
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import cv2
+import fsspec
 import numpy as np
 import polars as pl
 import pytest
 
 from pipeline.inspect import InspectError, inspect, render
+from pipeline.looking import pack_manifest
 from pipeline.report import render_report, report_data, write_report
+from pipeline.tables import Run
 from schemas.arrow import to_table
 from schemas.caption import Caption, Decision, Usage
 from schemas.event import Event
+from schemas.geometry import FrameMask
 from schemas.keys import digest_value
 from schemas.mask import Mask
 from schemas.media import Media
 from schemas.region import Region, Selection
 from stages.masks import encode
 from stages.policy import Policy
+from stages.shapes.clips import write_mp4
 
 HOSTILE = "</script><script>alert('x')</script><img src=http://example.org/x onerror=alert(1)>\"'&"
 
@@ -236,6 +244,95 @@ def test_a_missing_picture_is_said_not_hidden(tables, tmp_path):
     data = report_data(tables, title="t")
     assert all(card.picture is None for card in data.regions)
     assert "missing_media" in render_report(data)
+
+
+def clip_tables(uri: str) -> dict[str, pl.DataFrame]:
+    """One kept region of a clip of a moving square, ten frames at 5 fps."""
+    same = {"input_digest": bytes(16), "media_key": key("v"), "kind": "video", "uri": uri}
+    media = Media(
+        **same, encoding="mp4", num_bytes=10, width=64, height=48, group_key=key("v"), num_frames=10, fps=5.0
+    )  # fmt: skip
+    region = Region(
+        **same, region_key=key("r"), source="sav", source_id="1", source_media_id="1", split="val",
+        box=(4.0, 8.0, 16.0, 20.0), label="square",
+    )  # fmt: skip
+    square = encode(np.pad(np.ones((12, 12), np.uint8), ((8, 28), (4, 48))))
+    frames = [
+        FrameMask(frame_index=index, time_s=index / 5, visible=True, box=(4.0, 8.0, 16.0, 20.0), mask=square)
+        for index in range(10)
+    ]
+    mask = Mask(
+        input_digest=bytes(16), media_key=key("v"), mask_key=key("k"), region_key=key("r"), mask=square,
+        box=(4.0, 8.0, 16.0, 20.0), frames=frames, backend="sam2",
+    )  # fmt: skip
+    return {"media": frame([media], Media), "regions": frame([region], Region), "masks": frame([mask], Mask)}
+
+
+def test_a_clip_on_an_object_store_is_shown_by_the_runs_options(tmp_path, s3_url, s3_options):
+    write_mp4(tmp_path / "film.mp4", np.full((10, 48, 64, 3), 90, np.uint8), fps=5)
+    store = fsspec.filesystem("s3", **s3_options)
+    store.put_file(str(tmp_path / "film.mp4"), f"{s3_url}/film.mp4")
+    tables = clip_tables(f"{s3_url}/film.mp4")
+    (card,) = report_data(tables, title="t", storage_options=s3_options).regions
+    assert (card.picture.width, card.picture.note) == (64, "0.00 s")
+    assert [cell.note for cell in card.storyboard] == ["0.00 s", "0.40 s", "0.80 s", "1.00 s", "1.40 s", "1.80 s"]
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """A store that names its files and gives none."""
+
+    def do_HEAD(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.send_header("Accept-Ranges", "bytes")
+        self.end_headers()
+
+    def do_GET(self):
+        self.send_error(503)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["video", "image"])
+def test_a_store_that_refuses_costs_the_picture_not_the_report(tables, kind):
+    server = HTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    uri = f"http://127.0.0.1:{server.server_port}/film"
+    tables = clip_tables(uri) if kind == "video" else tables | {"media": tables["media"].with_columns(uri=pl.lit(uri))}
+    try:
+        data = report_data(tables, title="t")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert data.regions
+    for card in data.regions:
+        assert card.picture is None
+        assert "503" in card.facts["picture"]
+    assert "503" in render_report(data)
+
+
+def test_a_clip_that_has_become_shorter_is_said(tmp_path):
+    write_mp4(tmp_path / "film.mp4", np.full((4, 48, 64, 3), 90, np.uint8), fps=5)
+    (card,) = report_data(clip_tables(str(tmp_path / "film.mp4")), title="t").regions
+    assert card.picture is None
+    assert "4 frames" in card.facts["picture"]
+
+
+def test_the_shards_are_those_of_the_current_pack(tmp_path, tables):
+    """Packs a, b, a again: the snapshot points at a, whatever was written last; a media shard is b's as well."""
+    run = Run.open(str(tmp_path / "run"))
+    fields = {"split": "train", "num_samples": 1, "num_captions": 2, "num_bytes": 3, "sha256": "0" * 64}
+    for name in "ab":
+        shards = [{**fields, "shard": each} for each in (f"packs/{name}/train/jpg-000000.tar", "media_shards/x.tar")]
+        run.store.write_durable(f"packs/{name}/manifest.json", json.dumps({"shards": shards}).encode())
+    assert pack_manifest(run.view()) is None
+    with run.writer("test") as writer:
+        for name in "aba":
+            writer.snapshot({"things": name * 32}, pointers={"pack": name})
+    data = report_data(tables, title="t", pack=pack_manifest(run.view()))
+    assert [row.shard for row in data.shards] == ["media_shards/x.tar", "packs/a/train/jpg-000000.tar"]
+    assert "packs/b" not in render_report(data)
 
 
 def test_an_empty_run_has_a_report():
