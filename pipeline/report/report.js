@@ -29,19 +29,22 @@
   const apply = () => {
     const wanted = Object.fromEntries(new FormData(form));
     const text = wanted.text.trim().toLowerCase();
-    let shown = 0;
+    const shown = { kept: 0, rejected: 0 };
     for (const card of cards) {
       const fits = ["fate", "source", "task", "reason"].every((name) => !wanted[name] || card[name].includes(wanted[name]));
       const show = fits && (!text || card.text.includes(text));
-      card.node.hidden = !show;
-      shown += show;
+      // Only what changes is written: the browser then lays out nothing for the others.
+      if (card.node.hidden === show) card.node.hidden = !show;
+      shown[card.fate] += show;
     }
     for (const row of rows) {
       row.hidden = ["source", "task", "reason"].some((name) => wanted[name] && row.dataset[name] && row.dataset[name] !== wanted[name]);
     }
     gallery.classList.toggle("no-mask", !form.elements.mask.checked);
     gallery.classList.toggle("no-box", !form.elements.box.checked);
-    document.getElementById("shown").value = `${shown} of ${cards.length}`;
+    gallery.parentNode.classList.toggle("paired", wanted.view === "paired");
+    for (const fate of ["kept", "rejected"]) document.getElementById(`shown-${fate}`).value = shown[fate];
+    document.getElementById("shown").value = `${shown.kept + shown.rejected} of ${cards.length}`;
   };
   form.addEventListener("input", () => {
     remember();

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import html
+import json
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from pipeline.report import ReportData, write_report
@@ -20,6 +24,7 @@ from pipeline.report.data import (
     RatePoint,
     RegionCard,
 )
+from pipeline.report.pictures import thumbnail
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
@@ -149,6 +154,101 @@ def test_filters_show_what_they_say(page, tmp_path, fragment, expected):
 def test_outlines_can_be_hidden(page, tmp_path):
     assert 'id="cards" class="no-mask"' in dom(page, tmp_path, "#mask=off")
     assert 'id="cards" class="no-box"' in dom(page, tmp_path, "#box=off")
+
+
+WATCH = """
+const told = { forced: 0 };
+for (const [owner, name] of [
+  [HTMLElement.prototype, "offsetHeight"], [HTMLElement.prototype, "offsetWidth"], [HTMLElement.prototype, "offsetTop"],
+  [Element.prototype, "clientHeight"], [Element.prototype, "clientWidth"], [Element.prototype, "scrollHeight"],
+  [Element.prototype, "scrollTop"], [HTMLElement.prototype, "innerText"],
+]) {
+  const of = Object.getOwnPropertyDescriptor(owner, name);
+  Object.defineProperty(owner, name, { ...of, get() { told.forced += 1; return of.get.call(this); } });
+}
+for (const [owner, name] of [[Element.prototype, "getBoundingClientRect"], [window, "getComputedStyle"]]) {
+  const of = owner[name];
+  owner[name] = function (...given) { told.forced += 1; return of.apply(this, given); };
+}
+const watched = new MutationObserver(() => {});
+watched.observe(document.getElementById("cards"), { subtree: true, childList: true, attributes: true });
+const choose = (name, value) => {
+  const field = document.forms.filters.elements[name], before = performance.now();
+  field.value = value;
+  field.dispatchEvent(new Event("input", { bubbles: true }));
+  const ms = performance.now() - before, changes = watched.takeRecords();
+  return {
+    ms, hash: location.hash, changes: changes.map((each) => `${each.type} ${each.attributeName}`),
+    cards: new Set(changes.map((each) => each.target)).size, said: document.getElementById("shown").value,
+    hidden: [...document.querySelectorAll("article")].filter((card) => !card.checkVisibility()).map((card) => card.id),
+  };
+};
+told.steps = STEPS.map(([name, value]) => choose(name, value));
+document.body.dataset.told = JSON.stringify(told);
+"""
+
+
+def acted(page: Path, tmp_path: Path, *steps: tuple[str, str]) -> dict:
+    """What a reader's choices in the filters do to the page, told by a script at its end; each is one `input` event."""
+    script = f"<script>{{{WATCH.replace('STEPS', json.dumps(steps))}}}</script></body>"
+    watched = tmp_path / "watched.html"
+    watched.write_text(page.read_text("utf-8").replace("</body>", script), "utf-8")
+    (told,) = re.findall(r'data-told="([^"]*)"', browse(watched, tmp_path / "profile", "--dump-dom").stdout)
+    return json.loads(html.unescape(told))
+
+
+def test_a_choice_hides_cards_at_once_and_is_kept_in_the_address(page, tmp_path):
+    steps = acted(page, tmp_path, ("fate", "rejected"), ("source", "lvis"), ("fate", ""), ("source", ""))["steps"]
+    hidden = [{int(key, 16) for key in step["hidden"]} for step in steps]
+    every = set(range(200))
+    assert hidden[0] == {n for n in every if n % 2 == 0}
+    assert hidden[1] == every - {n for n in every if n % 2 and n % 3 == 1}
+    assert hidden[2] == {n for n in every if n % 3 != 1}
+    assert hidden[3] == set()
+    assert [step["hash"] for step in steps] == ["#fate=rejected", "#fate=rejected&source=lvis", "#source=lvis", ""]
+    assert steps[0]["said"] == "100 of 200"
+
+
+def test_a_filter_over_200_real_pictures_writes_only_what_changes(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    cards = []
+    for number in range(200):
+        coarse = rng.integers(0, 255, (9, 12, 3), np.uint8)
+        pixels = cv2.resize(coarse, (480, 360), interpolation=cv2.INTER_CUBIC)
+        cards.append(card(number).model_copy(update={"picture": thumbnail(pixels, 360, box=(30, 40, 200, 300))}))
+    write_report(ReportData(title="t", run="r", regions=cards), tmp_path / "heavy.html")
+    told = acted(tmp_path / "heavy.html", tmp_path, ("fate", "rejected"), ("source", "lvis"), ("view", "paired"))
+    narrow, narrower, paired = told["steps"]
+    assert narrow["changes"] == ["attributes hidden"] * 100
+    assert narrow["cards"] == 100
+    assert narrower["changes"] == ["attributes hidden"] * len([n for n in range(200) if n % 2 and n % 3 != 1])
+    assert paired["changes"] == []
+    assert told["forced"] == 0, "the script asks for no layout"
+    with capsys.disabled():
+        size = (tmp_path / "heavy.html").stat().st_size / 1e6
+        print(
+            f" a choice over 200 cards, {size:.1f} MB: " + ", ".join(f"{step['ms']:.1f} ms" for step in told["steps"])
+        )
+
+
+def test_kept_and_rejected_stand_side_by_side(page, tmp_path):
+    look = """
+    const box = (card) => { const found = card.getBoundingClientRect(); return [found.left, found.right, found.top]; };
+    const seen = {};
+    for (const fate of ["kept", "rejected"]) seen[fate] = [...document.querySelectorAll(`.card.${fate}`)].map(box);
+    seen.heads = [...document.querySelectorAll("#heads h3")].map((head) => [...box(head), head.textContent]);
+    document.body.dataset.told = JSON.stringify(seen);
+    """
+    copy = tmp_path / "copy.html"
+    copy.write_text(page.read_text("utf-8").replace("</body>", f"<script>{{{look}}}</script></body>"), "utf-8")
+    found = browse(copy, tmp_path / "profile", "--dump-dom", fragment="#view=paired").stdout
+    seen = json.loads(html.unescape(re.search(r'data-told="([^"]*)"', found).group(1)))
+    kept, rejected = seen["kept"], seen["rejected"]
+    assert len(kept) == len(rejected) == 100
+    assert max(right for _, right, _ in kept) < min(left for left, _, _ in rejected)
+    assert [top for *_, top in kept] == [top for *_, top in rejected], "in rows"
+    assert [text for *_, text in seen["heads"]] == ["kept 100", "rejected 100"]
+    assert [head[0] for head in seen["heads"]] == [kept[0][0], rejected[0][0]]
 
 
 def test_it_can_be_pictured(page, tmp_path):
