@@ -119,33 +119,65 @@ def yield_rows(tables: Tables) -> list[YieldRow]:
     return [YieldRow(**row) for row in joined.to_dicts()]
 
 
-def bounds_of(policy: Policy) -> dict[str, list[tuple[str, float]]]:
-    """The limits that a policy sets to each score column (not those to its rank among captions)."""
-    found: dict[str, list[tuple[str, float]]] = {}
-    for check in policy.checks:
-        if not check.rank_by:
-            found.setdefault(check.column, []).extend(
-                (f"{check.reason} ({name} {value:g})", value) for name, value in check.given().items()
-            )
-    return found
+Limits = tuple[tuple[str, float], ...]
+_Scope = tuple[str | None, str | None, str | None]
+
+
+def limits_of(policy: Policy, column: str, scope: _Scope) -> Limits:
+    """The limits that a policy sets to a score column for the captions of a (source, task, language), overrides
+    included; not those to its rank among captions."""
+    source, task, language = scope
+    found = [
+        (check.reason, check.bounds(source, task or "", language or "") or {})
+        for check in policy.checks
+        if check.column == column and not check.rank_by
+    ]
+    return tuple((f"{reason} ({name} {value:g})", value) for reason, given in found for name, value in given.items())
 
 
 def score_histograms(tables: Tables, policy: Policy | None = None) -> list[Histogram]:
-    """A histogram for every numeric score column, all captions together, with the limits that a policy sets to it.
+    """A histogram for every numeric score column, with the limits that a policy sets to it; one for each set of limits
+    where captions differ in them, over the same range.
 
     Scores that nobody gave are skipped, whole numbers that no policy bounds as well.
     """
-    bounds = bounds_of(policy) if policy is not None else {}
+    bounded = {check.column for check in policy.checks if not check.rank_by} if policy is not None else set()
     found: list[Histogram] = []
     for table, frame in sorted(tables.items()):
         if not table.startswith("scores/"):
             continue
         for name, kind in frame.schema.items():
-            counted = kind.is_float() or (kind.is_integer() and name in bounds)
-            if counted and frame[name].null_count() < len(frame):
-                made = _histogram(name, table.removeprefix("scores/"), frame[name])
-                found.append(made.model_copy(update={"bounds": bounds.get(name, [])}))
+            counted = kind.is_float() or (kind.is_integer() and name in bounded)
+            if not counted or frame[name].null_count() == len(frame):
+                continue
+            group = table.removeprefix("scores/")
+            scoped, span = with_source(tables, frame), _span(frame[name])
+            parts = _by_limits(scoped, name, policy) if policy and name in bounded else {(): scoped}
+            sources = scoped["source"].drop_nulls().n_unique()
+            for limits, part in parts.items():
+                told = f"{group} · {_scopes(part, sources)}" if len(parts) > 1 else group
+                made = _histogram(name, told, part[name], span)
+                found.append(made.model_copy(update={"bounds": list(limits)}))
     return found
+
+
+def _by_limits(frame: pl.DataFrame, column: str, policy: Policy) -> dict[Limits, pl.DataFrame]:
+    """The rows of a score's table (with source, task and language) that share the limits to a column."""
+    by = ("source", "task", "language")
+    limits: dict[Limits, list[_Scope]] = {}
+    for scope in frame.select(by).unique().sort(by).iter_rows():
+        limits.setdefault(limits_of(policy, column, scope), []).append(scope)
+    scopes = {given: pl.DataFrame(rows, schema=frame.select(by).schema, orient="row") for given, rows in limits.items()}
+    return {given: frame.join(rows, on=by, how="semi", nulls_equal=True) for given, rows in scopes.items()}
+
+
+def _scopes(part: pl.DataFrame, sources: int) -> str:
+    """What the captions of a part are, task by task: `brief en, zh; label en`, with their sources if not all."""
+    languages = part.select("task", "language").drop_nulls().unique().sort("task", "language")
+    grouped = languages.group_by("task", maintain_order=True).agg("language")
+    told = "; ".join(f"{task} {', '.join(spoken)}" for task, spoken in grouped.iter_rows())
+    named = part["source"].drop_nulls().unique().sort()
+    return told + (f" of {', '.join(named)}" if len(named) < sources else "")
 
 
 def mask_histograms(tables: Tables) -> list[Histogram]:
@@ -176,14 +208,24 @@ def length_histograms(tables: Tables) -> list[Histogram]:
     ]
 
 
-def _histogram(name: str, group: str, values: pl.Series) -> Histogram:
-    numbers = values.drop_nulls().cast(pl.Float64).to_numpy()
-    numbers = numbers[np.isfinite(numbers)]
-    low, high = (float(numbers.min()), float(numbers.max())) if len(numbers) else (0.0, 1.0)
-    counts, edges = np.histogram(numbers, bins=_BINS, range=(low, high if high > low else low + 1.0))
+def _histogram(name: str, group: str, values: pl.Series, span: tuple[float, float] | None = None) -> Histogram:
+    numbers = _numbers(values)
+    counts, edges = np.histogram(numbers, bins=_BINS, range=span or _span(values))
     return Histogram(
         name=name, group=group, edges=edges.tolist(), counts=counts.tolist(), missing=len(values) - len(numbers)
     )
+
+
+def _numbers(values: pl.Series) -> np.ndarray[Any, Any]:
+    numbers: np.ndarray[Any, Any] = values.drop_nulls().cast(pl.Float64).to_numpy()
+    found: np.ndarray[Any, Any] = numbers[np.isfinite(numbers)]
+    return found
+
+
+def _span(values: pl.Series) -> tuple[float, float]:
+    numbers = _numbers(values)
+    low, high = (float(numbers.min()), float(numbers.max())) if len(numbers) else (0.0, 1.0)
+    return low, high if high > low else low + 1.0
 
 
 def label_counts(tables: Tables, most: int = 40) -> list[tuple[str, int]]:

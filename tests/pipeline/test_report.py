@@ -191,6 +191,29 @@ def test_histograms_show_the_limits_of_the_policy(tables):
     assert "repetition (max 0.25)" in page
 
 
+def test_histograms_are_drawn_apart_where_captions_have_other_limits(tables):
+    """All of a column's captions are in one figure for each set of limits: an override's, a check's of one task."""
+    score = pl.Series("repeat_share", np.linspace(0, 0.9, len(tables["captions"])))
+    tables["scores/repetition"] = tables["captions"].select("caption_key", "region_key").with_columns(score)
+    check = {
+        "reason": "repetition", "column": "repeat_share", "max": 0.25, "action": "drop",
+        "overrides": [{"when": {"task": "brief", "source": "lvis"}, "max": 0.5}],
+    }  # fmt: skip
+    only = {"reason": "bare", "column": "repeat_share", "min": 0.1, "only": {"task": "detailed"}}
+    policy = Policy.model_validate({"name": "p", "checks": [check, only]})
+    drawn = {
+        tuple(name for name, _ in histogram.bounds): histogram
+        for histogram in report_data(tables, title="t", policy=policy).histograms
+        if histogram.name == "repeat_share"
+    }
+    assert {limits: (histogram.group, sum(histogram.counts)) for limits, histogram in drawn.items()} == {
+        ("repetition (max 0.25)",): ("repetition · brief en of coco", 3),
+        ("repetition (max 0.5)",): ("repetition · brief en of lvis", 2),
+        ("repetition (max 0.25)", "bare (min 0.1)"): ("repetition · detailed en", 5),
+    }
+    assert len({tuple(histogram.edges) for histogram in drawn.values()}) == 1, "over one range"
+
+
 def test_hostile_text_stays_text_and_nothing_is_fetched(tables, tmp_path):
     page = render_report(report_data(tables, title=HOSTILE, notes=[HOSTILE]))
     tags = Tags(page)
