@@ -198,10 +198,12 @@ _IMPORTED = ("region_key", "task", "language", "event_index", "text", "history",
 def imported_units(regions: pl.DataFrame, events: pl.DataFrame, captions: pl.DataFrame, unit: type[Record]) -> pa.Table:
     """Units of import from `masked` regions and the captions that their sources bring along.
 
-    Captions of a stream wait for the events of their region.
+    Captions of a stream wait for the events of their region. A region has as many events as its longest stream: one in
+    another language may end earlier.
     """
     place, stream = ["source", "source_id"], pl.col("task") == "stream"
-    told = captions.with_columns(chain=pl.when(stream).then(pl.len().over(*place, "task", "language").cast(pl.Int64)))
+    longest = (pl.col("event_index").max() + 1).over(*place, "task")
+    told = captions.with_columns(chain=pl.when(stream).then(longest))
     frame = told.join(regions.select(*place, "region_key", "media_key"), on=place, how="inner", maintain_order="left")
     counted = events.group_by("region_key").agg(events=pl.col("num_events").first())
     frame = frame.join(counted, on="region_key", how="left", maintain_order="left")

@@ -38,8 +38,8 @@ keys that PAM does not define, as JSON."""
 
 
 class ImportedUnit(Record):
-    """A caption and the region that it is about. `chain` counts the events of its stream, `events` those of the region
-    as it was cut here (both null for captions of no stream)."""
+    """A caption and the region that it is about. `chain` counts the events of its region's longest stream, `events`
+    those of the region as it was cut here (both null for captions of no stream)."""
 
     caption_key: Key
     region_key: Key

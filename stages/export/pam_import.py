@@ -21,7 +21,7 @@ from schemas.base import Record
 from schemas.caption import NO_EVENT
 from schemas.keys import digest_value
 from stages.distill.imported import CAPTIONS_SCHEMA
-from stages.export.pam_chains import link
+from stages.export.pam_chains import Chain, link
 from stages.export.pam_text import STREAMING, Asked, read_id, read_turn
 from stages.export.pam_validate import Problem, validate_pam
 from stages.ingest.listing import Folder, MediaRoots, tails
@@ -186,13 +186,29 @@ class _Reader:
             for index, item in enumerate(chain):
                 item |= {"source_id": source_id, "task": "stream" if streamed else "video"}
                 item["event_index"] = index if streamed else NO_EVENT
-                self._captions.append(item)
+        self._tell(chains)
         rows = [{name: item[name] for name in CAPTIONS_SCHEMA} for item in self._captions]
         captions = pl.DataFrame(rows, schema=CAPTIONS_SCHEMA, orient="row")
         once = captions.unique(["source_id", "task", "language", "event_index"], keep="first", maintain_order=True)
         if len(once) < len(captions):
             self.skipped["repeated"] += len(captions) - len(once)
         return [self._regions[key] for key in sorted(self._regions)], once
+
+    def _tell(self, chains: Sequence[Chain]) -> None:
+        """Takes the captions of chains, the longest of a region, task and language; a stream that is shorter than the
+        region's longest follows its cut up to its end, or is left out."""
+        told: set[tuple[str, str, str]] = set()
+        for chain in sorted(chains, key=len, reverse=True):
+            first = chain[0]
+            place = first["source_id"], first["task"], first["language"]
+            cut = [start for start, _ in self._spans[first["source_id"]][1]]
+            if first["task"] == "stream" and [item["start_frame"] / self._fps for item in chain] != cut[: len(chain)]:
+                self.skipped["other_cut"] += len(chain)
+            elif place in told:
+                self.skipped["repeated"] += len(chain)
+            else:
+                told.add(place)
+                self._captions += chain
 
     def spans(self) -> list[dict[str, Any]]:
         """The events of each video region in seconds, as chunk's back end `file` reads them."""

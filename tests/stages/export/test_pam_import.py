@@ -8,7 +8,9 @@ import polars as pl
 import pytest
 import yaml
 
+from pipeline.corpus import imported_units
 from prompts.pam import user_text
+from stages.distill.imported import ImportedStage, ImportedUnit
 from stages.export import export_pam, import_config, import_pam
 from stages.pack import PackConfig, plan_pack
 
@@ -183,6 +185,43 @@ def test_two_records_do_not_both_go_on_from_one_that_is_near_to_both(tmp_path):
     report, chains = brought(records, tmp_path, "streaming.jsonl")
     assert chains == {0.0: [WALKS], 100.0: [WALKS]}
     assert report.skipped == {"ambiguous_chain": 2}
+
+
+def in_chinese(record, history):
+    turns = [{"from": "human", "value": user_text("stream", "zh", history)}, {"from": "gpt", "value": "人。"}]
+    return record | {"conversations": turns}
+
+
+@pytest.mark.parametrize(("start", "skipped"), [(10, {}), (12, {"other_cut": 2})])
+def test_a_shorter_stream_in_another_language_follows_the_cut_of_the_longest(tmp_path, start, skipped):
+    english = [told(WALKS, None, 0, 0), told("It sits.", WALKS, 5, 10), told("It sleeps.", "It sits.", 5, 20)]
+    chinese = [in_chinese(told("", None, 0, 0), None), in_chinese(told("", None, 5, start), "人。")]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, chinese + english)), "utf-8")
+    report = import_pam([tmp_path / "a.jsonl"], tmp_path / "in")
+    assert (report.regions, report.skipped) == (1, skipped)
+    captions = pl.read_parquet(tmp_path / "in" / "captions.parquet")
+    counted = dict(captions.group_by("language").len().iter_rows())
+    assert counted == {"en": 3, "zh": 2} if not skipped else {"en": 3}
+    # Where the run has cut these three events, all of them fit.
+    regions = pl.DataFrame({"source": ["pam"], "source_id": captions["source_id"][:1]}).with_columns(
+        region_key=pl.lit(bytes(16)), media_key=pl.lit(bytes(16))
+    )
+    events = pl.DataFrame({"region_key": [bytes(16)] * 3, "num_events": [3] * 3})
+    units = imported_units(regions, events, captions.with_columns(source=pl.lit("pam")), ImportedUnit)
+    (rows,) = ImportedStage().process(units)
+    assert rows["status"].to_pylist() == ["ok"] * len(captions)
+
+
+def test_two_targets_with_one_box_do_not_share_a_stream(tmp_path):
+    """Two sources may know one target under two keys: their streams have the same place, and the longest is told."""
+    ids = [f"{digit * 32}-stream-en-{index}" for digit in "ab" for index in range(2)]
+    records = [
+        told(WALKS, None, 0, 0, ids[0]),
+        told("A man.", None, 0, 0, ids[2]),
+        told("He sits.", "A man.", 5, 10, ids[3]),
+    ]
+    report, chains = brought(records, tmp_path)
+    assert (chains, report.skipped) == ({0.0: ["A man.", "He sits."]}, {"repeated": 1})
 
 
 def test_a_text_that_is_told_twice_in_one_stream_stays_in_order(tmp_path):
