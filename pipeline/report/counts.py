@@ -155,6 +155,8 @@ def score_histograms(tables: Tables, policy: Policy | None = None) -> list[Histo
             parts = _by_limits(scoped, name, policy) if policy and name in bounded else {(): scoped}
             sources = scoped["source"].drop_nulls().n_unique()
             for limits, part in parts.items():
+                if not limits and part[name].null_count() == len(part):
+                    continue
                 told = f"{group} · {_scopes(part, sources)}" if len(parts) > 1 else group
                 made = _histogram(name, told, part[name], span)
                 found.append(made.model_copy(update={"bounds": list(limits)}))

@@ -214,6 +214,15 @@ def test_histograms_are_drawn_apart_where_captions_have_other_limits(tables):
     assert len({tuple(histogram.edges) for histogram in drawn.values()}) == 1, "over one range"
 
 
+def test_a_score_of_one_task_has_no_empty_figure_for_the_others(tables):
+    words = pl.when(pl.col("task") == "brief").then(5).alias("words")
+    tables["scores/text"] = tables["captions"].select("caption_key", "region_key", words)
+    check = {"reason": "brief_length", "column": "words", "min": 4, "only": {"task": "brief"}}
+    policy = Policy.model_validate({"name": "p", "checks": [check]})
+    found = [each for each in report_data(tables, title="t", policy=policy).histograms if each.name == "words"]
+    assert [(each.bounds, sum(each.counts), each.missing) for each in found] == [([("brief_length (min 4)", 4)], 5, 0)]
+
+
 def test_hostile_text_stays_text_and_nothing_is_fetched(tables, tmp_path):
     page = render_report(report_data(tables, title=HOSTILE, notes=[HOSTILE]))
     tags = Tags(page)
