@@ -34,6 +34,7 @@ class ExportFiles:
     def __enter__(self) -> Self:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._stream = (self.folder / LISTING).open("a", encoding="utf-8")
+        self._stream.write("\n")  # the last line of an export that was killed may have no end
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

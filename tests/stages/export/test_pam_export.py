@@ -192,6 +192,10 @@ def test_reserved_tokens_and_lost_pictures_are_counted(explained, tmp_path):
     assert report.problems == {}
 
 
+def listed(folder: Path) -> list[str]:
+    return (folder / "files.txt").read_text("utf-8").split("\n")[:-1]
+
+
 def tree(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
 
@@ -222,11 +226,15 @@ def test_what_a_failed_export_left_is_taken_away_too(exported, explained):
     with pytest.raises(OSError, match="directory"):
         export_pam(plan_pack(explained.frames(), TRAIN_ONLY), out)
     (out / "provenance.parquet").rmdir()
+    assert {path.relative_to(out).as_posix() for path in out.rglob("*.jpg")} < set(listed(out))
+    with (out / "files.txt").open("a") as listing:
+        listing.write("images/half a na")
     gone = explained.media.pop().media_key.hex()
     assert any(gone in name for name in tree(out))
     report = export_pam(plan_pack(explained.frames(), TRAIN_ONLY), out)
     assert report.removed == 1
     assert not any(gone in name for name in tree(out))
+    assert set(listed(out)) == {name for name in tree(out) if (out / name).is_file()} - {"files.txt"}
 
 
 def test_a_listing_removes_nothing_but_an_exports_files(exported, explained, tmp_path):
