@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from jobs.cli import app
 from prompts.pam import user_text
 from stages.export import validate_pam
 
@@ -194,6 +196,16 @@ def test_paths_written_for_elsewhere_are_found_under_the_root(folder):
     assert check(folder, there, root=folder, path_prefix="/the") == [(1, "media")]
     (folder / "a.jpg").unlink()
     assert check(folder, there, clip, root=folder, path_prefix="/there/") == [(1, "media")]
+
+
+def test_the_command_checks_a_file_that_was_written_for_elsewhere(folder):
+    path = folder / "there.jsonl"
+    path.write_text(json.dumps(image_record(folder) | {"image": "/there/a.jpg"}), "utf-8")
+    command = ["validate-pam", str(path), "--root", str(folder), "--json"]
+    found = CliRunner().invoke(app, [*command, "--path-prefix", "/there"])
+    assert (found.exit_code, json.loads(found.stdout)) == (0, [])
+    found = CliRunner().invoke(app, command)
+    assert (found.exit_code, [problem["rule"] for problem in json.loads(found.stdout)]) == (1, ["media"])
 
 
 def test_paths_are_taken_from_the_given_root(folder):
