@@ -137,7 +137,6 @@ async def _ask(config: JudgeConfig, asked: Sequence[Asked], ledger: Path) -> lis
         return list(await asyncio.gather(*(_one(teacher, config, question) for question in asked)))
     finally:
         await teacher.stop()
-        source.close()
 
 
 async def _one(teacher: Teacher, config: JudgeConfig, asked: Asked) -> Record | None:

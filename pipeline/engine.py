@@ -32,6 +32,7 @@ from stages.score.base import ScoreStage, rule_prints
 from stages.score.duplicates import TABLE as CORPUS_TABLE
 from stages.score.duplicates import CorpusScores, DuplicatesConfig, corpus_settings
 from stages.score.groups import active_groups, build_score
+from stages.teachers.source import TeacherSource
 
 _BADNESS = {"ok": 0, "filtered": 1, "blocked": 2, "failed": 3}
 LEDGER = "ledger"
@@ -149,7 +150,7 @@ def build_stages(
 ) -> Stages:
     """Every row-wise stage of a configuration, not yet opened.
 
-    Attempts at captions from before `forgive_before` (seconds since 1970) do not count against a request any more.
+    Teachers' attempts from before `forgive_before` (seconds since 1970) do not count against a request any more.
     Media that were `taken_down` are not probed.
     """
     ledger = ledger_url(config)
@@ -157,21 +158,21 @@ def build_stages(
     pairs = {(task, language) for ask in asked for task in ask.tasks or () for language in ask.languages}
     pairs |= {(task, language) for language in config.captions.languages for task in corpus.VIDEO_TASKS}
     pairs |= {(task, "en") for task, language in pairs if config.captions.translates(language)}
-    # Minute limits are the account's: they are divided among all stages that may ask at the same time.
-    share = len(pairs) * max(1, config.runner.workers.get("net", 1))
+    # One source: in each worker all stages ask through one back end and one ledger.
+    source = TeacherSource(config.teacher, ledger, dict(config.storage_options), forgive_before)
     return Stages(
         probe=ProbeStage(config.storage_options, taken_down),
         refine=build_refine(config.refine),
-        chunk=build_chunk(config.chunk, config.teacher, ledger, config.storage_options),
+        chunk=build_chunk(config.chunk, config.teacher, source=source),
         distill={
             pair: build_distill(
-                config.teacher, config.captions, *pair, ledger, config.storage_options, forgive_before, share
+                config.teacher, config.captions, *pair, storage_options=config.storage_options, source=source
             )
             for pair in sorted(pairs)
         },
         imported=ImportedStage(),
         score={
-            group: build_score(group, config.score, config.storage_options, ledger)
+            group: build_score(group, config.score, config.storage_options, ledger, forgive_before)
             for group in active_groups(config.score)
         },
     )

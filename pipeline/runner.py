@@ -25,13 +25,14 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryErr
 
 from pipeline.schedule import Batch, Fault, Retry, after_fault, count_groups, cut, groups_per_batch
 from pipeline.work import Capacity, Node, NodeCounts, Piece, Pool, PoolSpec, RunnerConfig, Work, WorkerError, uncovered
-from stages.base import BudgetSpent, Funds, StageContractError, TransientError, WorkerLost, failed_rows
+from stages.base import BudgetSpent, Funds, Outage, StageContractError, TransientError, WorkerLost, failed_rows
 from stages.teachers.budget import Account
 
 log = logging.getLogger("perceive.runner")
 
 _START_TRIES = 4
 _MORE_LOGICAL_CPUS = 8
+_RAISE_IT = "Raise runner.stall_timeout_s if one batch may take longer."
 _DEATHS = (ActorDiedError, ActorUnavailableError, OutOfMemoryError, WorkerCrashedError)
 
 
@@ -218,6 +219,7 @@ class Runner:
         self._retry = Retry(first_wait_s=config.retry_wait_s)
         self._stop = threading.Event()
         self._last_finish = time.monotonic()
+        self._away = ""
         self._unpaid: set[str] = set()
         self.counts = {node.name: NodeCounts() for node in nodes}
 
@@ -229,10 +231,11 @@ class Runner:
             return self.counts
         with self._signals():
             self._cluster.connect()
-            self._source = [ray.put(self._work)]
             there = self._cluster.capacity()
             self._pools = {spec.name: Pool(spec) for spec in self._config.pools(list(self._nodes.values()), there)}
             self._check_fit(there)
+            self._share_limits()
+            self._source = [ray.put(self._work)]
             for node in self._nodes.values():
                 self._enqueue(node, node.units)
             try:
@@ -247,6 +250,13 @@ class Runner:
                 f"stopped before the budget: {left} units of {', '.join(sorted(self._unpaid))} are left"
             )
         return self.counts
+
+    def _share_limits(self) -> None:
+        """Tells stages that ask a teacher how many workers ask beside each other, before they travel there."""
+        asking = [node for node in self._nodes.values() if node.stage.asks]
+        workers = sum(self._pools[name].spec.workers for name in {node.pool for node in asking})
+        for node in asking:
+            node.stage.share(workers)
 
     def _loop(self) -> None:
         while self._flying or (not self._stop.is_set() and any(pool.queue for pool in self._pools.values())):
@@ -270,10 +280,7 @@ class Runner:
             return still > self._config.stop_grace_s
         if still > self._config.stall_timeout_s:
             waiting = sorted({flight.batch.node for flight in self._flying.values()})
-            raise RunStalled(
-                f"nothing has finished for {still:.0f} s; in flight: {waiting}. "
-                "Raise runner.stall_timeout_s if one batch may take longer."
-            )
+            raise RunStalled(f"nothing has finished for {still:.0f} s; in flight: {waiting}. {self._away or _RAISE_IT}")
         return False
 
     def _enqueue(self, node: Node, units: pa.Table) -> None:
@@ -317,6 +324,7 @@ class Runner:
             piece = ray.get(next(stream))
         except StopIteration:
             self._land(stream)
+            self._moved()
             self._feed(node, flight.pieces)
         except (StageContractError, WorkerError):
             raise
@@ -326,6 +334,8 @@ class Runner:
             self._fault(stream, Fault.DEATH, str(error).splitlines()[0])
         except WorkerLost as error:
             self._fault(stream, Fault.DEATH, _cause(error))
+        except Outage as error:
+            self._fault(stream, Fault.OUTAGE, _cause(error))
         except TransientError as error:
             self._fault(stream, Fault.TRANSIENT, _cause(error))
         except Exception as error:
@@ -334,7 +344,7 @@ class Runner:
             self._commit(node, piece)
             flight.pieces.append(piece)
             self.counts[node.name].add(piece)
-            self._last_finish = time.monotonic()
+            self._moved()
 
     def _land(self, stream: Any, dead: bool = False) -> None:
         flight = self._flying.pop(stream)
@@ -343,7 +353,9 @@ class Runner:
             ray.kill(pool.drop(flight.worker))  # one that has lost its engine lives on and holds a GPU
         elif flight.worker in pool.load:
             pool.load[flight.worker] -= 1
-        self._last_finish = time.monotonic()
+
+    def _moved(self) -> None:
+        self._last_finish, self._away = time.monotonic(), ""
 
     def _may_still_get(self, pool: Pool) -> bool:
         """Whether work upstream may yet fill this pool's queue; where not, its workers (and GPUs) go free."""
@@ -362,6 +374,10 @@ class Runner:
         node = self._nodes[flight.batch.node]
         left = uncovered(flight.batch.units, flight.pieces, node)
         self._land(stream, dead=fault is Fault.DEATH)
+        if fault is Fault.OUTAGE:
+            self._away = message  # nothing has moved: an outage that does not end is a stall
+        else:
+            self._moved()
         self._feed(node, flight.pieces)
         if not len(left):
             return
@@ -380,6 +396,7 @@ class Runner:
         flight = self._flying[stream]
         node = self._nodes[flight.batch.node]
         self._land(stream)
+        self._moved()
         self._feed(node, flight.pieces)
         self._unpaid.add(node.name)
         pool = self._pools[node.pool]

@@ -16,6 +16,7 @@ class Fault(Enum):
     """Why a batch did not finish."""
 
     TRANSIENT = "transient"
+    OUTAGE = "outage"
     DEATH = "worker_died"
     ERROR = "error"
 
@@ -40,7 +41,7 @@ class Retry:
     most_wait_s: float = 60.0
 
     def wait_s(self, tries: int) -> float:
-        return float(min(self.most_wait_s, self.first_wait_s * 2.0**tries))
+        return float(min(self.most_wait_s, self.first_wait_s * 2.0 ** min(tries, 30)))
 
 
 def cut(units: pa.Table, by: tuple[str, ...], groups_per_batch: int) -> list[pa.Table]:
@@ -63,8 +64,11 @@ def after_fault(batch: Batch, by: tuple[str, ...], fault: Fault, now: float, ret
     """The batches that take the place of a failed one; none when a single group has failed for good.
 
     A transient fault is waited out, a worker's death is tried once more (it may have come from outside); then, as
-    after any error, the batch is bisected until the poison group stands alone, so that its neighbours do not pay.
+    after any error, the batch is bisected until the poison group stands alone, so that its neighbours do not pay. An
+    outage is waited out for as long as it lasts: no group is to blame for it.
     """
+    if fault is Fault.OUTAGE:
+        return [replace(batch, tries=batch.tries + 1, not_before=now + retry.wait_s(batch.tries))]
     patience = {Fault.TRANSIENT: retry.transient, Fault.DEATH: retry.death, Fault.ERROR: 0}[fault]
     if batch.tries < patience:
         return [replace(batch, tries=batch.tries + 1, not_before=now + retry.wait_s(batch.tries))]

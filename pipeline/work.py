@@ -19,6 +19,7 @@ from schemas.keys import digest_columns
 from stages.base import (
     AsyncStage,
     BudgetSpent,
+    CannotGoOn,
     Resources,
     Stage,
     StageContractError,
@@ -32,7 +33,7 @@ _FLUSH_SECONDS = 15.0
 
 
 class WorkerError(Exception):
-    """A stage cannot start in a worker (no checkpoint, no key, no device): the run cannot go on."""
+    """A stage cannot start in a worker, or not go on (no checkpoint, no key, no device): nor can the run."""
 
 
 class PartWriter(Protocol):
@@ -215,7 +216,8 @@ class Work:
     def pieces(self, node: str, units: pa.Table) -> Iterator[Piece]:
         """Runs one batch; yields a piece whenever enough rows or seconds have gathered.
 
-        Raises `BudgetSpent` after its last piece where the money did not last for all units.
+        Raises `BudgetSpent` after its last piece where the money did not last for all units, `WorkerError` where the
+        stage can process no unit any more.
         """
         stage = self._open(node)
         gathered: list[pa.Table] = []
@@ -230,6 +232,8 @@ class Work:
                     gathered, since = [], time.monotonic()
         except BudgetSpent as error:
             spent = error
+        except CannotGoOn as error:
+            raise WorkerError(f"{node} cannot go on: {error}") from error
         if any(len(table) for table in gathered):
             yield self.write(node, units, pa.concat_tables(gathered), time.monotonic() - since)
         if spent is not None:

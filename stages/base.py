@@ -40,6 +40,14 @@ class TransientError(Exception):
     """Something outside the unit failed (a full disk, a lost connection): the batch is worth another try."""
 
 
+class Outage(TransientError):
+    """What every unit needs is away (a server is down): waited out, and no unit is to blame for it."""
+
+
+class CannotGoOn(Exception):
+    """No unit can be processed any more (a key is refused, a disk is full): the run ends with this reason."""
+
+
 class WorkerLost(Exception):
     """The worker's process can do no more (its inference engine died): it is replaced, and its batch tried anew."""
 
@@ -87,6 +95,8 @@ class Stage(ABC):
 
     resources: Resources = Resources()
     batch_groups: int = 16
+    asks: bool = False
+    """Whether a teacher is asked, of whose minute limits each worker has its share."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
@@ -97,6 +107,9 @@ class Stage(ABC):
 
         Raises `ValueError` where the price of its replies is not known.
         """
+
+    def share(self, workers: int) -> None:
+        """Says among how many workers minute limits are divided, before it is opened."""
 
     def open(self) -> None:
         """Called once in each worker before the first `process`: load weights, open clients."""

@@ -100,6 +100,8 @@ class TeacherServer:
     image_tokens: int = 85
     count_image: Callable[[bytes], int] | None = None
     headers: dict[str, str] = field(default_factory=dict)
+    reject: tuple[int, str | None] = (401, None)
+    content: Any = None
     keep_chats: bool = True
     batch_polls: int = 2
     batch_verdict: Callable[[Chat, int], str] = lambda chat, row: "answer"
@@ -200,6 +202,9 @@ class TeacherServer:
             signed = "https://bucket.example/x.jpg?X-Amz-Credential=AKIAPLANTED&X-Amz-Signature=planted5ignature"
             await send(writer, 401, error(f"Incorrect API key provided: {chat.authorization}, see {signed}"), {})
             return True
+        if verdict == "reject":
+            await send(writer, self.reject[0], error("not for you", self.reject[1]), self.headers)
+            return True
         data = json.dumps(self.completion(chat, verdict)).encode()
         self.billed[chat.identity] += 1
         if fault == "cut":
@@ -233,7 +238,8 @@ class TeacherServer:
         self.prompt_tokens += prompt
         usage = {"prompt_tokens": prompt, "completion_tokens": self.count_tokens(text or "x")}
         self.completion_tokens += usage["completion_tokens"]
-        message = {"role": "assistant", "content": text, "refusal": refusal}
+        content = text if self.content is None else self.content
+        message = {"role": "assistant", "content": content, "refusal": refusal}
         choice = {"index": 0, "finish_reason": finish, "message": message}
         return {
             "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": chat.body["model"],
@@ -320,8 +326,8 @@ def file_object(name: str, size: int) -> dict[str, Any]:
     return {"id": name, "bytes": size, **fixed}
 
 
-def error(message: str) -> dict[str, Any]:
-    return {"error": {"message": message, "type": "server_error", "code": None, "param": None}}
+def error(message: str, code: str | None = None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "server_error", "code": code, "param": None}}
 
 
 def response_head(status: int, size: int, headers: dict[str, str]) -> bytes:

@@ -27,6 +27,7 @@ from stages.chunk.spans import Span
 
 if TYPE_CHECKING:
     from stages.teachers.config import TeacherConfig
+    from stages.teachers.source import TeacherSource
 
 
 class ChunkUnit(Record):
@@ -182,19 +183,22 @@ def build_chunk(
     teacher: TeacherConfig | None = None,
     ledger: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    source: TeacherSource | None = None,
 ) -> ChunkStage:
     """The chunk stage of a configuration; the back end `teacher` needs the run's teacher and its ledger.
 
-    Raises `ValueError` for a spans file that cannot be read and for a teacher that cannot see.
+    `source` is where that teacher comes from, where other stages ask it as well. Raises `ValueError` for a spans file
+    that cannot be read and for a teacher that cannot see.
     """
     if config.backend != "teacher":
         return ChunkStage(config)
     if teacher is None:
         raise ValueError("chunk backend 'teacher' needs a teacher")
     from stages.chunk.teacher import TeacherChunkStage  # brings in all of distil: only where it is used
-    from stages.teachers.source import TeacherSource
+    from stages.teachers.source import TeacherSource as Source
 
-    return TeacherChunkStage(config, teacher, TeacherSource(teacher, ledger, dict(storage_options or {})))
+    source = source or Source(teacher, ledger, dict(storage_options or {}))
+    return TeacherChunkStage(config, teacher, source)
 
 
 def _masked(unit: Mapping[str, Any], frames: pa.ChunkedArray, row: int, whole: Timeline) -> Masked:

@@ -52,6 +52,8 @@ class TeacherChunkStage(ChunkStage):
     answer that was paid for is not bought again.
     """
 
+    asks: bool = True
+
     def __init__(self, config: ChunkConfig, teacher: TeacherConfig, source: TeacherSource) -> None:
         if source.sees == "subject":
             raise ValueError(
@@ -71,6 +73,9 @@ class TeacherChunkStage(ChunkStage):
     def fund(self, funds: Funds) -> None:
         self._source.fund(funds)
 
+    def share(self, workers: int) -> None:
+        self._source.share(workers)
+
     def open(self) -> None:
         super().open()
         self._loop = asyncio.new_event_loop()
@@ -81,7 +86,6 @@ class TeacherChunkStage(ChunkStage):
     def close(self) -> None:
         asyncio.run_coroutine_threadsafe(self._teacher.stop(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._source.close()
         super().close()
 
     def prepare(self, units: Sequence[Masked]) -> None:

@@ -23,19 +23,17 @@ def build_distill(
     ledger: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
     forgive_before: float = 0.0,
-    share: int = 1,
+    source: TeacherSource | None = None,
 ) -> DistillStage:
     """The stage that captions `task` in `language`; one such stage is one fingerprint.
 
     `ledger` is the run's ledger folder or URL (needed by every teacher but `measured`), `storage_options` are for the
-    media's file systems and the ledger's. `share` is among how many such stages and workers the teacher's minute quotas
-    are divided; they are no part of the fingerprint. Raises `PromptError` or `ValueError` for settings that do not fit
-    together.
+    media's file systems and the ledger's. `source` is where the teacher comes from, where other stages ask it as well.
+    Raises `PromptError` or `ValueError` for settings that do not fit together.
     """
-    teacher = teacher.model_copy(update={"limits": teacher.limits.shared_by(share)})
     recipe = recipe_for(teacher, captions, task, language)
     options = dict(storage_options or {})
     stage = {"video": VideoStage, "stream": StreamStage}.get(task, DistillStage)
     if recipe.translates:
         stage = TranslateStage
-    return stage(recipe, TeacherSource(teacher, ledger, options, forgive_before), options)
+    return stage(recipe, source or TeacherSource(teacher, ledger, options, forgive_before), options)

@@ -46,7 +46,7 @@ class DistillStage(AsyncStage):
         self.source = source
         self.storage_options = dict(storage_options or {})
         self.in_flight = _groups_in_flight(recipe.teacher)
-        self.waits = recipe.teacher.backend != "measured"
+        self.waits = self.asks = recipe.teacher.backend != "measured"
         if recipe.teacher.backend == "vllm":
             engine = recipe.teacher.engine
             self.resources = Resources(num_cpus=1.0, num_gpus=engine.num_gpus * engine.tensor_parallel_size)
@@ -60,6 +60,9 @@ class DistillStage(AsyncStage):
     def fund(self, funds: Funds) -> None:
         self.source.fund(funds)
 
+    def share(self, workers: int) -> None:
+        self.source.share(workers)
+
     async def on_loop_start(self) -> None:
         self._rendering = asyncio.Semaphore(_RENDERERS)
         self._videos = video_cache()
@@ -68,7 +71,6 @@ class DistillStage(AsyncStage):
 
     async def on_loop_stop(self) -> None:
         await self._teacher.stop()
-        self.source.close()
         self._videos.close()
 
     async def process_group(self, units: pa.Table) -> pa.Table:

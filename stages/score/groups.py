@@ -67,10 +67,12 @@ def build_score(
     config: ScoreConfig,
     storage_options: Mapping[str, Any] | None = None,
     ledger: str | None = None,
+    forgive_before: float = 0.0,
 ) -> Stage:
     """The stage of one group; `ledger` is the run's ledger folder or URL, which a second teacher's replies go to.
 
-    Raises `ValueError` for a group that does not exist or is not configured.
+    Attempts without an answer from before `forgive_before` (Unix seconds) are made again. Raises `ValueError` for a
+    group that does not exist or is not configured.
     """
     for stage in PLAIN:
         if stage.group == group:
@@ -85,7 +87,7 @@ def build_score(
         case "grounding" if config.grounding is not None:
             return GroundingStage(config.grounding, storage_options)
         case "judge" if config.judge is not None:
-            return JudgeStage(config.judge, ledger, storage_options)
+            return JudgeStage(config.judge, ledger, storage_options, forgive_before)
     known = [stage.group for stage in GROUPS]
     if group in known:
         raise ValueError(f"rule group {group!r} is off: configure score.{group}")

@@ -95,15 +95,20 @@ class JudgeStage(AsyncStage):
     row: ClassVar[type[Row]] = JudgeScores
     unit_field: ClassVar[str] = "caption_key"
     group_by: ClassVar[tuple[str, ...]] = ("media_key",)
+    asks: bool = True
 
     def __init__(
-        self, config: JudgeConfig, ledger: str | None = None, storage_options: Mapping[str, Any] | None = None
+        self,
+        config: JudgeConfig,
+        ledger: str | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        forgive_before: float = 0.0,
     ) -> None:
         if config.teacher.backend == "measured":
             raise ValueError("score.judge.teacher: the measured teacher cannot judge; name a model that sees")
         self.config = config
         self.storage_options = dict(storage_options or {})
-        self.source = TeacherSource(config.teacher, ledger, self.storage_options)
+        self.source = TeacherSource(config.teacher, ledger, self.storage_options, forgive_before)
         self.in_flight = config.teacher.limits.in_flight
         self._teacher: Teacher
 
@@ -121,6 +126,9 @@ class JudgeStage(AsyncStage):
     def fund(self, funds: Funds) -> None:
         self.source.fund(funds)
 
+    def share(self, workers: int) -> None:
+        self.source.share(workers)
+
     async def on_loop_start(self) -> None:
         self._rendering = asyncio.Semaphore(2)
         self._teacher = self.source.make()
@@ -128,7 +136,6 @@ class JudgeStage(AsyncStage):
 
     async def on_loop_stop(self) -> None:
         await self._teacher.stop()
-        self.source.close()
 
     async def process_group(self, units: pa.Table) -> pa.Table:
         asked = from_table(units, JudgeUnit)

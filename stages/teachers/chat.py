@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from typing import Any
 
 from schemas.caption import Usage
+from stages.base import CannotGoOn
 from stages.teachers.config import CapabilitiesConfig, TeacherConfig
 from stages.teachers.judge import judge
 from stages.teachers.protocol import Message, Reply, TeacherRequest
@@ -20,7 +22,7 @@ _SECRETS = (
 )
 
 
-class TeacherSetupError(Exception):
+class TeacherSetupError(CannotGoOn):
     """The teacher cannot work as it is configured; the message says what to set."""
 
 
@@ -50,7 +52,7 @@ def read_completion(request: TeacherRequest, body: Any) -> Reply:
     try:
         choice = body["choices"][0]
         message = choice["message"]
-        text, refusal = message.get("content"), message.get("refusal")
+        text, refusal = _said(message.get("content")), _said(message.get("refusal"))
         usage = body.get("usage") or {}
         used = Usage(
             prompt_tokens=int(usage.get("prompt_tokens") or 0),
@@ -59,6 +61,16 @@ def read_completion(request: TeacherRequest, body: Any) -> Reply:
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(f"the server's JSON is no chat completion: {type(error).__name__} {error}") from error
     return judge(request, text, choice.get("finish_reason"), refusal, used)
+
+
+def _said(content: Any) -> str | None:
+    """What a message says: some servers send a list of parts; anything else is left to the judge as its JSON."""
+    if content is None or isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else [content]
+    texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+    told = [text for text in texts if isinstance(text, str)]
+    return "".join(told) if told or not parts else json.dumps(content)
 
 
 def api_key(config: TeacherConfig) -> str | None:

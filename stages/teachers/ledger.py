@@ -72,15 +72,16 @@ class Ledger:
                 self._indexes = self._read_indexes()
                 return self._found(request)
 
+    def ready(self) -> None:
+        """Opens the log for replies that are to come. Raises `LedgerError` where they could not be kept."""
+        with self._lock:
+            if (broken := self._log().broken) is not None:
+                raise broken
+
     def append(self, entry: Entry) -> Future[None]:
         """Queues a reply; the future is done when the reply is on disk, and carries `LedgerError` if it is not."""
         with self._lock:
-            if self._writer is not None and self._writer.full:
-                self._rotate()
-            if self._writer is None:
-                limits = (LOCAL_SEGMENT_REPLIES, None) if self._local else (UPLOAD_REPLIES, UPLOAD_SECONDS)
-                self._writer = _Writer(self._folder, *limits)
-            return self._writer.put(entry)
+            return self._log().put(entry)
 
     def close(self) -> None:
         """Commits what is queued, closes the log and, for a remote ledger, uploads it."""
@@ -111,6 +112,18 @@ class Ledger:
 
     def _writers(self) -> list[_Writer]:
         return [*self._closing, *([self._writer] if self._writer else [])]
+
+    def _log(self) -> _Writer:
+        """The log for the next reply. Raises `LedgerError` where none can be opened."""
+        if self._writer is not None and self._writer.full:
+            self._rotate()
+        if self._writer is None:
+            limits = (LOCAL_SEGMENT_REPLIES, None) if self._local else (UPLOAD_REPLIES, UPLOAD_SECONDS)
+            try:
+                self._writer = _Writer(self._folder, *limits)
+            except OSError as error:
+                raise LedgerError(f"{self._folder}: no log can be opened: {error}") from error
+        return self._writer
 
     def _rotate(self) -> None:
         """Hands the log to a thread that closes it; until that is done its replies are found in the writer."""
@@ -202,7 +215,7 @@ class _Writer:
         self._born, self._queued, self._offset = time.monotonic(), 0, 0
         self._places: dict[bytes, list[Place]] = {}
         self._queue: queue.SimpleQueue[tuple[Entry, Future[None]] | None] = queue.SimpleQueue()
-        self._broken: Exception | None = None
+        self.broken: LedgerError | None = None
         self._thread = threading.Thread(target=self._run, name="ledger-commit", daemon=True)
         self._thread.start()
 
@@ -238,12 +251,12 @@ class _Writer:
             try:
                 self._commit(group)
             except OSError as error:
-                self._broken = LedgerError(f"{self.path}: {error}")
+                self.broken = LedgerError(f"{self.path}: {error}")
             for _, done in group:
-                if self._broken is None:
+                if self.broken is None:
                     done.set_result(None)
                 else:
-                    done.set_exception(self._broken)
+                    done.set_exception(self.broken)
 
     def _collect(self) -> tuple[list[tuple[Entry, Future[None]]], bool]:
         """The next group, and whether to go on after it."""
@@ -262,7 +275,7 @@ class _Writer:
         return group, True
 
     def _commit(self, group: list[tuple[Entry, Future[None]]]) -> None:
-        if self._broken is not None:
+        if self.broken is not None:
             return
         records = [pack_record(entry) for entry, _ in group]
         failpoint("ledger.append.before")

@@ -11,7 +11,10 @@ from stages.teachers.segments import Entry
 
 
 class LedgeredTeacher(Teacher):
-    """`teacher`, with `ledger` in front. Two requests with one digest that are in flight together share one reply."""
+    """`teacher`, with `ledger` in front. Two requests with one digest that are in flight together share one reply.
+
+    The ledger is open; it is closed at the end of `stop`.
+    """
 
     def __init__(self, teacher: Teacher, ledger: Ledger) -> None:
         self._teacher = teacher
@@ -25,7 +28,7 @@ class LedgeredTeacher(Teacher):
     async def ask(self, request: TeacherRequest) -> Reply:
         """The reply from the ledger, or a new one that is on disk before this returns.
 
-        Raises `LedgerError` when the ledger cannot be written: nothing may be bought that cannot be kept.
+        Raises `LedgerError` when the ledger cannot be written; what it cannot keep is not bought.
         """
         known = self._ledger.lookup(request.digest)
         if known is not None:
@@ -40,14 +43,19 @@ class LedgeredTeacher(Teacher):
     async def stop(self) -> None:
         for running in list(self._asked.values()):
             running.cancel()
-        await self._teacher.stop()
+        try:
+            await self._teacher.stop()
+        finally:
+            await asyncio.to_thread(self._ledger.close)
 
     async def _buy(self, request: TeacherRequest) -> Reply:
+        self._ledger.ready()
         began = time.monotonic()
         reply = await self._teacher.ask(request)
         if reply.outcome != "unavailable":
             entry = self._entry(request, reply, time.monotonic() - began)
-            await asyncio.wrap_future(self._ledger.append(entry))
+            # What is bought is written to the end, whoever stops waiting for it.
+            await asyncio.shield(asyncio.wrap_future(self._ledger.append(entry)))
         return reply
 
     def _entry(self, request: TeacherRequest, reply: Reply, seconds: float) -> Entry:

@@ -6,6 +6,8 @@ import asyncio
 import random
 import re
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 
 from stages.teachers.config import LimitsConfig
 
@@ -32,8 +34,7 @@ class Limiter:
 
     async def wait(self, tokens: int) -> None:
         """Returns when one more request of about `tokens` tokens may be sent."""
-        while (pause := self._paused_until - self._clock()) > 0:
-            await asyncio.sleep(pause)
+        await self._pause_over()
         now = self._clock()
         due = now
         for i, (rate, weight) in enumerate(self._rates):
@@ -42,10 +43,15 @@ class Limiter:
             due = max(due, start)
         if due > now:
             await asyncio.sleep(due - now)
+            await self._pause_over()
 
     def pause(self, seconds: float) -> None:
         """Holds all requests of this worker back for a while."""
         self._paused_until = max(self._paused_until, self._clock() + seconds)
+
+    async def _pause_over(self) -> None:
+        while (pause := self._paused_until - self._clock()) > 0:
+            await asyncio.sleep(pause)
 
     def read(self, headers: Mapping[str, str]) -> None:
         """Pauses where a reply's rate-limit headers say that nothing is left until a reset."""
@@ -67,12 +73,26 @@ def duration(text: str) -> float | None:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """The seconds that a server asks to wait: `retry-after-ms`, or `retry-after` in seconds."""
+    """The seconds that a server asks to wait: `retry-after-ms`, or `retry-after` in seconds or as a date."""
     milliseconds = headers.get("retry-after-ms")
     if milliseconds is not None and (value := duration(milliseconds)) is not None:
         return value / 1000.0
-    seconds = headers.get("retry-after")
-    return None if seconds is None else duration(seconds)
+    told = headers.get("retry-after")
+    if told is None:
+        return None
+    seconds = duration(told)
+    return _seconds_until(told) if seconds is None else seconds
+
+
+def _seconds_until(date: str) -> float | None:
+    """Seconds to an HTTP date, 0 for one that is over; None for what is no date."""
+    try:
+        when = parsedate_to_datetime(date)
+    except ValueError:
+        return None
+    if when.tzinfo is None:
+        when = when.replace(tzinfo=UTC)
+    return max(0.0, (when - datetime.now(UTC)).total_seconds())
 
 
 def backoff(attempt: int, limits: LimitsConfig, asked: float | None) -> float:

@@ -22,6 +22,7 @@ from typing import IO, Any
 
 import fsspec
 
+from stages.base import CannotGoOn
 from stages.failpoints import failpoint
 from stages.teachers.segments import (
     Entry,
@@ -40,7 +41,7 @@ _SEGMENT_FILES = ("seg", "idx", "sum")
 _LOG = logging.getLogger(__name__)
 
 
-class LedgerError(Exception):
+class LedgerError(CannotGoOn):
     """The ledger cannot be written; nothing more may be bought."""
 
 

@@ -14,6 +14,7 @@ from openai import AsyncOpenAI
 from stages.teachers.budget import Purse
 from stages.teachers.chat import api_key, chat_body, read_completion, redact
 from stages.teachers.config import TeacherConfig
+from stages.teachers.health import Health
 from stages.teachers.limiter import Limiter, backoff, retry_after
 from stages.teachers.pricing import most_cost, price_of, priced, request_tokens
 from stages.teachers.protocol import Reply, Teacher, TeacherRequest
@@ -22,19 +23,30 @@ _AGAIN = frozenset({408, 409, 425, 429})
 _POLICY = ("content_policy", "content_filter", "safety", "moderation")
 
 
+_AWAY = frozenset({429, 502, 503, 504})
+_REFUSED = frozenset({401, 403, 404})
+
+
 @dataclass(frozen=True)
 class _Fault:
-    """A try that came to nothing: why, the seconds that the server asks to wait, whether it may have been billed."""
+    """A try that came to nothing: why, the seconds that the server asks to wait, whether it may have been billed.
+
+    `away`: the server did not look at the request; `refused`: it will not from this client, and asking again is idle.
+    """
 
     said: str
     wait_s: float | None = None
     billed: bool = False
+    away: bool = False
+    refused: bool = False
 
 
 class OnlineTeacher(Teacher):
     """Asks over HTTP. Transport faults, 408, 409, 425, 429 and 5xx are tried again; other 4xx are not.
 
-    With a `purse` no try is made that it cannot pay for: `ask` raises `BudgetSpent` instead.
+    With a `purse` no try is made that it cannot pay for: `ask` raises `BudgetSpent` instead. It raises
+    `TeacherSetupError` where the endpoint refuses this client from the first request on, and `Outage` where request
+    after request finds nobody there.
     """
 
     name = "openai"
@@ -48,6 +60,7 @@ class OnlineTeacher(Teacher):
         self.model = config.identity
         self._price = price_of(str(config.model), config.prices)
         self._key = api_key(config)
+        self._health = Health(config.base_url or "the endpoint")
         self._client: AsyncOpenAI
         self._limiter: Limiter
         self._slots: asyncio.Semaphore
@@ -66,21 +79,25 @@ class OnlineTeacher(Teacher):
         async with self._slots:
             body = chat_body(request, self._config)
             expected = request_tokens(request, self._price) + request.max_tokens // 2
-            waited, said = 0.0, ""
+            waited = 0.0
             for attempt in range(1, self._limits.tries + 1):
                 await self._limiter.wait(expected)
                 outcome = await self._paid(request, body)
                 if isinstance(outcome, Reply):
+                    self._health.answered()
                     return outcome
-                said, asked = outcome.said, outcome.wait_s
-                pause = backoff(attempt, self._limits, asked)
+                pause = backoff(attempt, self._limits, outcome.wait_s)
                 waited += pause
-                if attempt == self._limits.tries or waited > self._limits.give_up_s:
+                if outcome.refused or attempt == self._limits.tries or waited > self._limits.give_up_s:
                     break
-                if asked is not None:
-                    self._limiter.pause(asked)
+                if outcome.wait_s is not None:
+                    self._limiter.pause(outcome.wait_s)
                 await asyncio.sleep(pause)
-            return Reply(outcome="unavailable", message=f"gave up after {attempt} tries: {said}")
+            if outcome.refused:
+                self._health.refused(outcome.said)
+            elif outcome.away:
+                self._health.missed(outcome.said)
+            return Reply(outcome="unavailable", message=f"gave up after {attempt} tries: {outcome.said}")
 
     async def _paid(self, request: TeacherRequest, body: dict[str, Any]) -> Reply | _Fault:
         """One try, with its money set aside before it and settled after it."""
@@ -105,18 +122,25 @@ class OnlineTeacher(Teacher):
             reply = read_completion(request, orjson.loads(raw.http_response.content))
             return reply.model_copy(update={"usage": priced(reply.usage, self._price)})
         except openai.APIStatusError as error:
-            said = f"{error.status_code}: {self._said(error)}"
-            if error.status_code in _AGAIN or error.status_code >= 500:
-                return _Fault(said, wait_s=retry_after(error.response.headers))
-            if error.status_code == 400 and any(word in said.lower() for word in _POLICY):
-                return Reply(outcome="refused", message=said)
-            return Reply(outcome="unavailable", message=said + self._hint(error.status_code))
+            self._limiter.read(error.response.headers)
+            return self._rejected(error)
         except openai.APIConnectionError as error:
-            return _Fault(f"{type(error).__name__}: {self._said(error)}", billed=True)
+            away = not isinstance(error, openai.APITimeoutError)
+            return _Fault(f"{type(error).__name__}: {self._said(error)}", billed=True, away=away)
         except TimeoutError:
             return _Fault(f"no whole reply within {self._limits.timeout_s:g} s", billed=True)
         except ValueError as error:
             return _Fault(f"a reply that is not what it should be: {self._said(error)}", billed=True)
+
+    def _rejected(self, error: openai.APIStatusError) -> Reply | _Fault:
+        status, said = error.status_code, f"{error.status_code}: {self._said(error)}"
+        if status in (400, 403) and any(word in said.lower() for word in _POLICY):
+            return Reply(outcome="refused", message=said)
+        if status in _REFUSED or error.code == "insufficient_quota":
+            return _Fault(said + self._hint(status), refused=True)
+        if status in _AGAIN or status >= 500:
+            return _Fault(said, wait_s=retry_after(error.response.headers), away=status in _AWAY)
+        return Reply(outcome="unavailable", message=said)
 
     def _said(self, error: Exception) -> str:
         return redact(str(error), self._key)[:300]

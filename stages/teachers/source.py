@@ -1,4 +1,4 @@
-"""Where a worker's teacher comes from: configuration in, a started back end behind its ledger out."""
+"""Where a worker's teacher comes from: configuration in, a back end behind its ledger out."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, Literal
 from stages.base import Funds
 from stages.teachers.budget import Purse
 from stages.teachers.config import TeacherConfig
+from stages.teachers.desk import Desk, DeskTeacher
 from stages.teachers.jobs import JobFolder
 from stages.teachers.ledger import Ledger
 from stages.teachers.ledgered import LedgeredTeacher
@@ -16,10 +17,11 @@ from stages.teachers.protocol import Teacher
 
 
 class TeacherSource:
-    """Makes the teacher of a configuration. Picklable until `make`: clients and files are opened in the worker.
+    """Makes the teacher of a configuration. Picklable: clients and files are opened in the worker.
 
-    `ledger` is the run's ledger folder or URL; only billed teachers use it. `forgive_before` (Unix seconds) lets
-    attempts without an answer be made again.
+    All that take their teacher from one source share a back end and a ledger in each process: what is asked by two of
+    them at a time is asked once. `ledger` is the run's ledger folder or URL; only billed teachers use it.
+    `forgive_before` (Unix seconds) lets attempts without an answer be made again.
     """
 
     def __init__(
@@ -33,8 +35,9 @@ class TeacherSource:
         self._ledger_url = ledger
         self._storage_options = storage_options
         self._forgive_before = forgive_before
-        self._ledger: Ledger | None = None
         self._funds: Funds | None = None
+        self._workers = 1
+        self._desk = Desk()
 
     def fund(self, funds: Funds) -> None:
         """Bounds what teachers made from here may spend. Raises `ValueError` for a model without a price."""
@@ -47,6 +50,10 @@ class TeacherSource:
                 "teacher.prices (0 where nothing is paid by the token)"
             )
         self._funds = funds
+
+    def share(self, workers: int) -> None:
+        """Says among how many workers the minute limits of the account are divided, before anything is made."""
+        self._workers = workers
 
     @property
     def name(self) -> str:
@@ -70,34 +77,36 @@ class TeacherSource:
                 return "encoded"
 
     def make(self) -> Teacher:
-        """The teacher, behind its ledger if it is billed. Raises `ValueError` for a configuration that cannot work."""
+        """The teacher, behind its ledger if it is billed. Raises `ValueError` for a configuration that cannot work.
+
+        It is there when it is started; the ledger is closed when the last that was made here is stopped.
+        """
         if self.config.backend == "measured":
             return MeasuredTeacher()
         if self._ledger_url is None:
             raise ValueError(f"teacher backend {self.config.backend} needs a ledger: replies cost money")
-        teacher = self._billed(self._ledger_url)
-        self._ledger = Ledger(self._ledger_url, self._storage_options, forgive_before=self._forgive_before)
-        self._ledger.open()
-        return LedgeredTeacher(teacher, self._ledger)
+        return DeskTeacher(self._desk, self._ledgered, self.name, self.model, self.sees)
 
-    def close(self) -> None:
-        """Commits and closes the ledger."""
-        if self._ledger is not None:
-            self._ledger.close()
-            self._ledger = None
+    def _ledgered(self) -> Teacher:
+        assert self._ledger_url is not None
+        teacher = self._billed(self._ledger_url)
+        ledger = Ledger(self._ledger_url, self._storage_options, forgive_before=self._forgive_before)
+        ledger.open()
+        return LedgeredTeacher(teacher, ledger)
 
     def _billed(self, ledger: str) -> Teacher:
         """Imported here: the clients take seconds, which commands that ask nobody need not pay."""
         purse = None if self._funds is None else Purse(self._funds)
+        config = self.config.model_copy(update={"limits": self.config.limits.shared_by(self._workers)})
         if self.config.backend == "openai":
             from stages.teachers.online import OnlineTeacher
 
-            return OnlineTeacher(self.config, purse)
+            return OnlineTeacher(config, purse)
         if self.config.backend == "vllm":
             from stages.teachers.engine import EngineTeacher
 
-            return EngineTeacher(self.config)
+            return EngineTeacher(config)
         from stages.teachers.batch import BatchTeacher
 
         jobs = JobFolder(f"{ledger.rstrip('/')}/jobs", self._storage_options)
-        return BatchTeacher(self.config, jobs, self._forgive_before, purse)
+        return BatchTeacher(config, jobs, self._forgive_before, purse)

@@ -43,7 +43,15 @@ def test_bisecting_ends_at_single_groups(table: pa.Table) -> None:
     assert all(len(set(part["group"].to_pylist())) == 1 for part in alone)
 
 
-@given(groups.filter(len), st.sampled_from(list(Fault)))
+@given(groups.filter(len), st.integers(0, 2000))
+def test_an_outage_is_waited_out_and_splits_nothing(table: pa.Table, tries: int) -> None:
+    retry = Retry(first_wait_s=1.0, most_wait_s=3.0)
+    (again,) = after_fault(Batch("node", table, tries), ("group",), Fault.OUTAGE, 10.0, retry)
+    assert units([again.units]) == units([table])
+    assert 10.0 < again.not_before <= 13.0
+
+
+@given(groups.filter(len), st.sampled_from([Fault.TRANSIENT, Fault.DEATH, Fault.ERROR]))
 def test_a_fault_is_retried_then_split_then_given_up_for_one_group_only(table: pa.Table, fault: Fault) -> None:
     retry = Retry(transient=2, death=1, first_wait_s=1.0, most_wait_s=3.0)
     batch, tries = Batch("node", table), {Fault.TRANSIENT: 2, Fault.DEATH: 1, Fault.ERROR: 0}[fault]

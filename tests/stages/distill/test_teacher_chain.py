@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import resource
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +28,17 @@ from schemas.keys import digest_value
 from schemas.region import Hint
 from stages.base import BudgetSpent, checked
 from stages.distill import CaptionsConfig, build_distill
+from stages.distill.stage import DistillStage
 from stages.distill.units import CaptionUnit
 from stages.masks import encode
 from stages.shapes.scene import draw_scene
 from stages.teachers.budget import Account
 from stages.teachers.config import BatchConfig, CapabilitiesConfig, LimitsConfig, TeacherConfig
 from stages.teachers.ledger import GROUP_REPLIES
+from stages.teachers.logs import LedgerError
 from stages.teachers.pricing import price_of
+from stages.teachers.segments import read_records
+from stages.teachers.source import TeacherSource
 
 LIMITS = LimitsConfig(in_flight=32, tries=10, first_wait_s=0.01, longest_wait_s=0.1, timeout_s=1.0)
 
@@ -191,6 +198,53 @@ def test_combined_tasks_buy_one_reply_a_region(teacher_server: Callable[..., Any
     assert all(row.status == "ok" for rows in texts.values() for row in rows)
     assert [row.label for row in texts["label"]] == [row.label for row in texts["explain"]]
     assert texts["brief"][0].text != texts["detailed"][0].text
+
+
+def test_combined_tasks_that_are_open_together_buy_one_reply_a_region(
+    teacher_server: Callable[..., Any], drawn: Any, tmp_path: Path
+) -> None:
+    """As a worker has them: the stages of one run arrive together, are all open, and have several batches in flight."""
+    server = teacher_server(latency_s=0.05)
+    config, tasks = teacher(server), ("label", "explain", "brief", "detailed")
+    source = TeacherSource(config, str(tmp_path))
+    made = [build_distill(config, CaptionsConfig(combined=True), task, "en", source=source) for task in tasks]
+    stages = pickle.loads(pickle.dumps(made))
+    units = drawn(3, 2)
+
+    def captions(stage: DistillStage) -> list[str]:
+        of_task = [unit.model_copy(update={"task": stage.recipe.task}) for unit in units]
+        rows = [table["status"].to_pylist() for table in checked(stage, to_table(of_task, stage.unit))]
+        return [status for part in rows for status in part]
+
+    for stage in stages:
+        stage.open()
+    with ThreadPoolExecutor(3) as pool:
+        at_once = list(pool.map(captions, stages[:3]))
+    assert [*at_once, captions(stages[3])] == [["ok"] * len(units)] * len(tasks)
+    for stage in stages:
+        stage.close()
+    assert len(server.chats) == len(units)
+
+
+def test_a_ledger_that_cannot_be_written_stops_the_buying(
+    teacher_server: Callable[..., Any], drawn: Any, tmp_path: Path
+) -> None:
+    server = teacher_server()
+    units = drawn(8, 1)
+    config = teacher(server, limits=LIMITS.model_copy(update={"in_flight": 1}))
+    stage = build_distill(config, CaptionsConfig(), "brief", "en", str(tmp_path))
+    stage.open()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        for _ in range(3):
+            with pytest.raises(LedgerError):
+                list(checked(stage, to_table(units, stage.unit)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    kept = sum(1 for wal in tmp_path.glob("*.wal") for _ in read_records(wal.open("rb")))
+    assert kept >= 1
+    assert len(server.chats) == kept + 1, "one reply found that it could not be kept, and none was bought after it"
 
 
 @pytest.mark.parametrize("backend", ["openai", "openai_batch"])

@@ -256,18 +256,18 @@ class TestVllmServe:
     def test_an_unknown_model_says_what_to_look_at(self, served: Any) -> None:
         config = TeacherConfig(backend="openai", model="other", base_url=served[0])
 
-        async def run() -> Reply:
+        async def run() -> None:
             teacher = OnlineTeacher(config)
             await teacher.start()
             turns = (Message("user", "Hello."),)
             asked = TeacherRequest(model="other", messages=turns, answer=BriefAnswer, max_tokens=8, decoding=Decoding())
-            reply = await teacher.ask(asked)
-            await teacher.stop()
-            return reply
+            try:
+                await teacher.ask(asked)
+            finally:
+                await teacher.stop()
 
-        reply = asyncio.run(run())
-        assert reply.outcome == "unavailable"
-        assert "serve the model 'other'" in (reply.message or "")
+        with pytest.raises(TeacherSetupError, match="serve the model 'other'"):
+            asyncio.run(run())
 
     def test_a_server_that_is_killed_makes_requests_unavailable(self, served: Any) -> None:
         url, server = served

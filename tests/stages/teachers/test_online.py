@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from stages.base import Outage
 from stages.distill.answers import BriefAnswer, ExplainAnswer
 from stages.teachers.chat import TeacherSetupError, redact
 from stages.teachers.config import CapabilitiesConfig, LimitsConfig, TeacherConfig
+from stages.teachers.health import OUTAGE_AFTER
 from stages.teachers.ledger import Ledger
 from stages.teachers.ledgered import LedgeredTeacher
 from stages.teachers.limiter import Limiter, backoff, duration, retry_after
@@ -122,6 +126,52 @@ def test_a_server_that_never_recovers_makes_requests_unavailable_and_raises_noth
     assert ask(OnlineTeacher(nobody), request())[0].outcome == "unavailable"
 
 
+@pytest.mark.parametrize(("status", "code"), [(401, None), (403, None), (404, None), (429, "insufficient_quota")])
+def test_an_endpoint_that_refuses_from_the_start_ends_the_run_and_asks_no_more(
+    teacher_server: Callable[..., Any], status: int, code: str | None
+) -> None:
+    server = teacher_server(verdict=lambda chat: "reject", reject=(status, code))
+    with pytest.raises(TeacherSetupError, match=str(status)):
+        ask(OnlineTeacher(config(server)), request())
+    assert len(server.chats) == 1, "what is refused is not tried again"
+
+
+def test_an_endpoint_that_has_answered_and_then_refuses_one_request_fails_that_request(
+    teacher_server: Callable[..., Any],
+) -> None:
+    server = teacher_server(verdict=lambda chat: "reject" if "bad" in chat.text else "answer", reject=(403, None))
+    teacher = OnlineTeacher(config(server, limits=FAST.model_copy(update={"in_flight": 1})))
+    replies = ask(teacher, request("a"), request("bad"), request("b"))
+    assert [reply.outcome for reply in replies] == ["answer", "unavailable", "answer"]
+
+
+def test_a_server_that_is_away_is_an_outage_and_not_the_requests_fault(teacher_server: Callable[..., Any]) -> None:
+    limits = FAST.model_copy(update={"tries": 2, "in_flight": 1})
+    nobody = TeacherConfig(backend="openai", model="m", base_url="http://127.0.0.1:9/v1", limits=limits)
+    with pytest.raises(Outage, match=r"127\.0\.0\.1:9"):
+        ask(OnlineTeacher(nobody), *(request(str(number)) for number in range(OUTAGE_AFTER)))
+    broken = teacher_server(fault_share=1.0, faults=("500",))
+    replies = ask(OnlineTeacher(config(broken, limits=limits)), *(request(str(n)) for n in range(OUTAGE_AFTER + 2)))
+    assert {reply.outcome for reply in replies} == {"unavailable"}, "a server that fails at requests is there"
+
+
+@pytest.mark.parametrize(
+    ("content", "outcome"),
+    [
+        ([{"type": "text", "text": '{"caption": '}, {"type": "text", "text": '"A red cup."}'}], "answer"),
+        ([{"type": "image", "data": "x"}], "invalid"),
+        ([], "invalid"),
+        (7, "invalid"),
+    ],
+)
+def test_content_in_parts_is_joined_and_what_is_no_text_is_invalid(
+    teacher_server: Callable[..., Any], content: Any, outcome: str
+) -> None:
+    server = teacher_server(content=content)
+    (reply,) = ask(OnlineTeacher(config(server)), request())
+    assert reply.outcome == outcome
+
+
 def test_retry_after_is_honoured_by_the_whole_worker(teacher_server: Callable[..., Any]) -> None:
     arrivals: list[float] = []
 
@@ -160,6 +210,28 @@ def test_quotas_space_requests_out() -> None:
     assert sent[12] - sent[10] >= 12.9, "a thousand tokens take ten seconds, less six that may be saved up"
 
 
+def test_a_request_that_waits_for_its_slot_sees_a_pause_that_came_meanwhile() -> None:
+    clock = [0.0]
+
+    async def run() -> float:
+        limiter = Limiter(LimitsConfig(requests_per_minute=60), lambda: clock[0])
+
+        async def sleep(seconds: float) -> None:
+            if clock[0] == 0.0:
+                limiter.read({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "30s"})
+            clock[0] += seconds
+
+        original, asyncio.sleep = asyncio.sleep, sleep  # type: ignore[assignment]
+        try:
+            await limiter.wait(1)
+            await limiter.wait(1)
+        finally:
+            asyncio.sleep = original
+        return clock[0]
+
+    assert asyncio.run(run()) == pytest.approx(30.0)
+
+
 def test_slices_of_a_quota_add_up_to_the_quota() -> None:
     limits = LimitsConfig(requests_per_minute=100, tokens_per_minute=90_000)
     part = limits.shared_by(4)
@@ -177,6 +249,10 @@ def test_back_off_doubles_has_jitter_and_never_undercuts_the_server() -> None:
     assert all(backoff(1, limits, 5.0) >= 5.0 for _ in range(50))
     assert [duration(text) for text in ("1.5", "20ms", "6m0s", "1h2m", "soon")] == [1.5, 0.02, 360.0, 3720.0, None]
     assert retry_after({"retry-after-ms": "250", "retry-after": "9"}) == 0.25
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
+    assert 60 < (retry_after({"retry-after": soon}) or 0) <= 90
+    assert retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0.0
+    assert retry_after({"retry-after": "later"}) is None
 
 
 def test_stopping_cancels_what_is_in_flight(teacher_server: Callable[..., Any]) -> None:
