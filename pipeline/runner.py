@@ -194,6 +194,7 @@ class _Flight:
 
     batch: Batch
     worker: int
+    patience_s: float = 0.0
     pieces: list[Piece] = field(default_factory=list)
 
 
@@ -278,7 +279,8 @@ class Runner:
         still = time.monotonic() - self._last_finish
         if self._stop.is_set():
             return still > self._config.stop_grace_s
-        if still > self._config.stall_timeout_s:
+        patience = max((flight.patience_s for flight in self._flying.values()), default=0.0)
+        if still > max(self._config.stall_timeout_s, patience):
             waiting = sorted({flight.batch.node for flight in self._flying.values()})
             raise RunStalled(f"nothing has finished for {still:.0f} s; in flight: {waiting}. {self._away or _RAISE_IT}")
         return False
@@ -289,13 +291,10 @@ class Runner:
         if node.name in self._unpaid:
             self.counts[node.name].pending += len(units)
             return
-        by, pool = node.stage.group_by, self._pools[node.pool]
-        size = groups_per_batch(
-            count_groups(units, by),
-            pool.spec.workers * pool.spec.slots,
-            node.stage.batch_groups,
-            self._config.most_groups,
-        )
+        stage, pool = node.stage, self._pools[node.pool]
+        by, most = stage.group_by, max(stage.most_groups, self._config.most_groups)
+        hands = pool.spec.workers * (1 if stage.most_groups else pool.spec.slots)
+        size = groups_per_batch(count_groups(units, by), hands, stage.batch_groups, most)
         pool.queue.extend(Batch(node.name, table) for table in cut(units, by, size))
         self.counts[node.name].pending += len(units)
 
@@ -315,7 +314,8 @@ class Runner:
                     pool.workers[number] = self._cluster.take(pool.spec)
                 pool.load[number] += 1
                 stream = pool.workers[number].run.remote(self._source, batch.node, batch.units)
-                self._flying[stream] = _Flight(batch, number)
+                patience_s = self._nodes[batch.node].stage.patience_s(batch.units)
+                self._flying[stream] = _Flight(batch, number, patience_s)
 
     def _advance(self, stream: Any) -> None:
         flight = self._flying[stream]

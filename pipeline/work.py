@@ -30,6 +30,7 @@ from stages.base import (
 
 _FLUSH_ROWS = 4096
 _FLUSH_SECONDS = 15.0
+_PATIENT_SLOTS = 64  # of stages whose questions are answered all at once: none may wait for the next round
 
 
 class WorkerError(Exception):
@@ -173,12 +174,16 @@ class RunnerConfig(BaseModel):
             taken = sum(size[name] * needs[name].num_cpus for name in needs if name != "cpu")
             size["cpu"] = max(1, int(min(there.cores, there.cpus - taken) / needs["cpu"].num_cpus))
         # A stage that waits (for a network, for an engine of its own) is handed the next batch before the last is done.
-        waiting = {n.pool for n in nodes if isinstance(n.stage, AsyncStage) and n.stage.waits}
+        slots = dict.fromkeys(needs, 1)
+        for node in nodes:
+            if isinstance(node.stage, AsyncStage) and node.stage.waits:
+                least = _PATIENT_SLOTS if node.stage.most_groups else 1
+                slots[node.pool] = max(slots[node.pool], self.net_slots, least)
         return [
             PoolSpec(
                 name=name,
                 workers=size[name],
-                slots=self.net_slots if name in waiting else 1,
+                slots=slots[name],
                 num_cpus=need.num_cpus,
                 num_gpus=need.num_gpus,
                 memory_bytes=need.memory_bytes,

@@ -95,6 +95,8 @@ class Stage(ABC):
 
     resources: Resources = Resources()
     batch_groups: int = 16
+    most_groups: int = 0
+    """For a stage whose groups are answered all at once, and seldom: how many a batch may have for its own sake."""
     asks: bool = False
     """Whether a teacher is asked, of whose minute limits each worker has its share."""
 
@@ -110,6 +112,10 @@ class Stage(ABC):
 
     def share(self, workers: int) -> None:
         """Says among how many workers minute limits are divided, before it is opened."""
+
+    def patience_s(self, units: pa.Table) -> float:
+        """The seconds that these units may take before anything of them is done, where that is long; else 0."""
+        return 0.0
 
     def open(self) -> None:
         """Called once in each worker before the first `process`: load weights, open clients."""

@@ -106,6 +106,9 @@ class TeacherServer:
     batch_polls: int = 2
     batch_verdict: Callable[[Chat, int], str] = lambda chat, row: "answer"
     batch_end: str = "completed"
+    batches_without_room: int = 0
+    poll_faults: int = 0
+    refuse_uploads: bool = False
     url: str = ""
     chats: list[Chat] = field(default_factory=list)
     billed: Counter[str] = field(default_factory=Counter)
@@ -248,6 +251,9 @@ class TeacherServer:
 
     def _batch_api(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, Any]:
         steps = path.split("?")[0].strip("/").split("/")[1:]
+        self._authorization = headers.get("authorization", "")
+        if (method, steps) == ("POST", ["files"]) and self.refuse_uploads:
+            return 401, error("not for you")
         if (method, steps) == ("POST", ["files"]):
             name = f"file-{len(self.files)}"
             self.files[name] = uploaded(headers["content-type"], body)
@@ -267,7 +273,8 @@ class TeacherServer:
         if method == "GET" and steps == ["batches"]:
             return 200, {"object": "list", "data": list(self.batches.values()), "has_more": False}
         if method == "GET" and steps[0] == "batches":
-            return self._poll(steps[1])
+            self.poll_faults -= 1
+            return (503, error("overloaded")) if self.poll_faults >= 0 else self._poll(steps[1])
         if method == "POST" and steps[0] == "batches" and steps[-1] == "cancel":
             self.batches[steps[1]]["status"] = "cancelled"
             return 200, self.batches[steps[1]]
@@ -280,6 +287,10 @@ class TeacherServer:
         batch["polls"] += 1
         if batch["polls"] < self.batch_polls:
             batch["status"] = "in_progress"
+        elif self.batches_without_room and batch["status"] in ("validating", "in_progress"):
+            self.batches_without_room -= 1
+            told = {"code": "token_limit_exceeded", "message": "Enqueued token limit reached", "param": None}
+            batch |= {"status": "failed", "errors": {"object": "list", "data": [told]}}
         elif batch["status"] in ("validating", "in_progress"):
             self._finish(batch)
         return 200, batch
@@ -292,11 +303,11 @@ class TeacherServer:
             verdict = self.batch_verdict(chat, row)
             if verdict == "missing":
                 continue
-            if verdict == "error":
-                body = error("the server had an error")
-                failed.append(
-                    {"custom_id": chat.custom_id, "response": {"status_code": 500, "body": body}, "error": None}
-                )
+            if verdict in ("error", "echo"):
+                echoed = f"Incorrect API key provided: {self._authorization}".replace("Bearer ", "")
+                status, said = (500, "the server had an error") if verdict == "error" else (401, echoed)
+                response = {"status_code": status, "body": error(said)}
+                failed.append({"custom_id": chat.custom_id, "response": response, "error": None})
                 continue
             self.chats.append(chat)
             self.billed[chat.identity] += 1

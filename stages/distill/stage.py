@@ -51,11 +51,17 @@ class DistillStage(AsyncStage):
             engine = recipe.teacher.engine
             self.resources = Resources(num_cpus=1.0, num_gpus=engine.num_gpus * engine.tensor_parallel_size)
         self.batch_groups = max(16, self.in_flight // 2)
+        if recipe.teacher.backend == "openai_batch":
+            self.most_groups = self.batch_groups
         self._teacher: Teacher
         self._videos: VideoCache
 
     def settings(self) -> dict[str, Any]:
         return self.recipe.settings()
+
+    def patience_s(self, units: pa.Table) -> float:
+        teacher = self.recipe.teacher
+        return teacher.batch.longest_s if teacher.backend == "openai_batch" else 0.0
 
     def fund(self, funds: Funds) -> None:
         self.source.fund(funds)

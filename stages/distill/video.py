@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import Sequence
 from typing import ClassVar
 
+import pyarrow as pa
+
 from schemas.caption import Caption
-from stages.base import UnitError
+from stages.base import UnitError, groups
 from stages.distill.clips import clip_context, clip_pictures, clip_subject
 from stages.distill.stage import DistillStage
 from stages.distill.units import CaptionUnit, StreamUnit, VideoUnit
@@ -56,6 +58,10 @@ class StreamStage(VideoStage):
 
     unit: ClassVar[type[CaptionUnit]] = StreamUnit
     group_by: ClassVar[tuple[str, ...]] = ("region_key", "language")
+
+    def patience_s(self, units: pa.Table) -> float:
+        """A chain is done when its last event is: each may take as long as one question."""
+        return super().patience_s(units) * max(map(len, groups(units, self.group_by)), default=1)
 
     async def captions(self, units: Sequence[CaptionUnit]) -> list[Caption]:
         """The captions of one chain, in the order of its events."""

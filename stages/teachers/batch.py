@@ -18,24 +18,30 @@ import openai
 import orjson
 from openai import AsyncOpenAI
 
+from stages.base import Outage
 from stages.failpoints import failpoint
 from stages.teachers.budget import Purse
-from stages.teachers.chat import api_key, chat_body, read_completion, redact
+from stages.teachers.chat import TeacherSetupError, api_key, chat_body, read_completion, redact
 from stages.teachers.config import TeacherConfig
 from stages.teachers.jobs import Job, JobFolder
 from stages.teachers.limiter import backoff
+from stages.teachers.logs import LedgerError
 from stages.teachers.online import open_client
 from stages.teachers.pricing import most_cost, price_of, priced
 from stages.teachers.protocol import Reply, Teacher, TeacherRequest
 
+_LONGEST_PAUSE_S = 600.0
+_AWAY = (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError)
+_REFUSED = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
 _ENDED = frozenset({"completed", "expired", "cancelled", "failed"})
 
 
 class BatchTeacher(Teacher):
     """Asks through batch jobs. A row that failed, expired or is missing is asked again in another job, by itself.
 
-    `jobs` is where job records are kept (a folder or URL that every worker and a restart can read); jobs from before
-    `forgive_before` (Unix seconds) are no longer looked at, so that their rows can be asked again.
+    `jobs` is where job records are kept (a folder or URL that every worker and a restart can read); jobs whose results
+    were fetched before `forgive_before` (Unix seconds) are no longer looked at, so that their rows can be asked again.
+    `ask` raises `TeacherSetupError` where the provider refuses this client, and `Outage` where it cannot be reached.
     """
 
     name = "openai_batch"
@@ -65,7 +71,7 @@ class BatchTeacher(Teacher):
     async def start(self) -> None:
         self._client = open_client(self._config, self._key)
         for job in self._jobs.load():
-            if job.created_s >= self._forgive_before:
+            if job.ended_s is None or job.ended_s >= self._forgive_before:
                 self._own(job)
 
     async def stop(self) -> None:
@@ -127,7 +133,8 @@ class BatchTeacher(Teacher):
                 return str(error)
             return reply.model_copy(update={"usage": priced(reply.usage, self._price, batch=True)})
         told = row.get("error") or (response.get("body") or {}).get("error") or {}
-        message = redact(f"{status or row.get('status')}: {told.get('message') or told.get('code') or 'no result'}")
+        said = told.get("message") or told.get("code") or "no result"
+        message = redact(f"{status or row.get('status')}: {said}", self._key)
         refused = status is not None and 400 <= status < 500 and status not in (408, 409, 429)
         return Reply(outcome="unavailable", message=message) if refused or row.get("final") else message
 
@@ -170,32 +177,50 @@ class BatchTeacher(Teacher):
             failpoint("batch.save.before")
             self._jobs.save(job)
             failpoint("batch.save.after")
-        except (openai.OpenAIError, OSError) as error:
-            self._jobs.remove(job)
+        except (openai.OpenAIError, LedgerError) as error:
+            if isinstance(error, _AWAY):
+                self._own(job)  # it may have been made all the same: then it is found by its name
+            elif isinstance(error, openai.OpenAIError):
+                self._jobs.remove(job)
             for future in futures:
-                future.set_exception(error)
+                future.set_exception(self._trouble(error))
             return
         self._own(job)
         for future in futures:
             future.set_result(job)
 
+    def _trouble(self, error: Exception) -> Exception:
+        """What a job that could not be made means for the run."""
+        said = redact(str(error), self._key)[:300]
+        name = self._config.base_url or "the endpoint"
+        if isinstance(error, _REFUSED) or getattr(error, "code", None) == "insufficient_quota":
+            return TeacherSetupError(f"{name} refuses to make a batch job: {said}")
+        return Outage(f"{name} makes no batch job: {said}") if isinstance(error, _AWAY) else error
+
     async def _create(self, job: Job, data: bytes) -> Job:
         """Uploads the file and makes the provider's job, trying again where the provider is not available."""
         for attempt in range(1, self._config.limits.tries + 1):
             try:
-                file = await self._client.files.create(file=(f"{job.name}.jsonl", data), purpose="batch")
-                made = await self._client.batches.create(
-                    input_file_id=file.id,
-                    endpoint="/v1/chat/completions",
-                    completion_window=self._settings.window,
-                    metadata={"perceive": job.name},
-                )
-                return job.model_copy(update={"batch_id": made.id})
-            except (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError):
-                if attempt == self._config.limits.tries:
+                made = await self._find(job.name) if attempt > 1 else None
+                if made is None:
+                    file = await self._client.files.create(file=(f"{job.name}.jsonl", data), purpose="batch")
+                    made = await self._make(job.name, file.id)
+                return job.model_copy(update={"batch_id": made})
+            except _AWAY as error:
+                if attempt == self._config.limits.tries or getattr(error, "code", None) == "insufficient_quota":
                     raise
                 await asyncio.sleep(backoff(attempt, self._config.limits, None))
         raise AssertionError("the loop returns or raises")
+
+    async def _make(self, name: str, file_id: str) -> str:
+        """The provider's id of a new job over an uploaded file."""
+        made = await self._client.batches.create(
+            input_file_id=file_id,
+            endpoint="/v1/chat/completions",
+            completion_window=self._settings.window,
+            metadata={"perceive": name},
+        )
+        return made.id
 
     def _own(self, job: Job) -> None:
         for name in job.requests:
@@ -207,33 +232,48 @@ class BatchTeacher(Teacher):
         return self._results[job.name]
 
     async def _wait_for(self, job: Job) -> dict[str, Any]:
-        """The rows of a job by request; under the empty name, what stands for every row that is missing."""
-        found = await self._find(job)
-        if found is None:
-            self._jobs.remove(job)
-            return {"": {"status": "never started"}}
-        attempt = 0
-        while True:
-            try:
-                batch = await self._client.batches.retrieve(found)
-                attempt = 0
-                if batch.status in _ENDED:
-                    return await self._rows(batch)
-            except (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError):
-                attempt += 1
-                if attempt >= self._config.limits.tries:
-                    raise
-            await asyncio.sleep(self._settings.poll_s)
+        """The rows of a job by request; under the empty name, what stands for every row that is missing.
 
-    async def _find(self, job: Job) -> str | None:
-        """The provider's id of a job; one that was made but not recorded is found by the name it was given."""
-        if job.batch_id is not None:
-            return job.batch_id
-        async for batch in self._client.batches.list(limit=100):
-            if (batch.metadata or {}).get("perceive") == job.name:
-                self._jobs.save(job.model_copy(update={"batch_id": batch.id}))
-                return batch.id
-        return None
+        While the job may run, a provider that cannot be reached is asked again, and a job that it had no room for is
+        made again.
+        """
+        away = full = 0
+        while True:
+            pause = self._settings.poll_s
+            late = time.time() > job.created_s + self._settings.longest_s
+            try:
+                found = job.batch_id or await self._find(job.name)
+                if found is None:
+                    self._jobs.remove(job)
+                    return {"": {"status": "never started"}}
+                batch = await self._client.batches.retrieve(found)
+                away = 0
+                if batch.status in _ENDED and (late or not _no_room(batch)):
+                    rows = await self._rows(batch)
+                    self._jobs.save(job.model_copy(update={"batch_id": found, "ended_s": time.time()}))
+                    return rows
+                if batch.status in _ENDED:
+                    full += 1
+                    await asyncio.sleep(min(_LONGEST_PAUSE_S, pause * 2.0 ** min(full, 20)))
+                    job = job.model_copy(update={"batch_id": None})
+                    self._jobs.save(job)
+                    job = job.model_copy(update={"batch_id": await self._make(job.name, str(batch.input_file_id))})
+                    self._jobs.save(job)
+            except _AWAY:
+                away += 1
+                if late and away >= self._config.limits.tries:
+                    raise
+                pause = max(pause, backoff(away, self._config.limits, None))
+            await asyncio.sleep(pause)
+
+    async def _find(self, name: str) -> str | None:
+        """The provider's id of a job that was made but not recorded; it is found by the name that it was given.
+
+        Of several (one that found no room, and the one after it) it is the newest that has not failed.
+        """
+        named = [b async for b in self._client.batches.list(limit=100) if (b.metadata or {}).get("perceive") == name]
+        best = max(named, key=lambda batch: (batch.status != "failed", batch.created_at), default=None)
+        return None if best is None else best.id
 
     async def _rows(self, batch: Any) -> dict[str, Any]:
         rows: dict[str, Any] = {"": {"status": batch.status, "error": _first_error(batch), "final": _hopeless(batch)}}
@@ -255,6 +295,12 @@ def _cost(reply: Reply | str) -> float:
 def _first_error(batch: Any) -> dict[str, Any]:
     errors = (batch.errors.data or []) if batch.errors else []
     return {"message": errors[0].message, "code": errors[0].code} if errors else {"code": batch.status}
+
+
+def _no_room(batch: Any) -> bool:
+    """The provider bounds the tokens that wait in all jobs of an account; there is room when others have ended."""
+    errors = (batch.errors.data or []) if batch.errors else []
+    return bool(batch.status == "failed" and any(error.code == "token_limit_exceeded" for error in errors))
 
 
 def _hopeless(batch: Any) -> bool:

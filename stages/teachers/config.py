@@ -83,6 +83,11 @@ class BatchConfig(Record):
     poll_s: float = Field(default=30.0, gt=0)
     window: Literal["24h"] = "24h"
 
+    @property
+    def longest_s(self) -> float:
+        """Seconds within which a job is over: the provider's window, and an hour until that is noticed."""
+        return (int(self.window.removesuffix("h")) + 1) * 3600.0
+
 
 class EngineConfig(Record):
     """vLLM inside this process. `options` go to its `AsyncEngineArgs` as they are."""

@@ -9,19 +9,20 @@ from typing import Any
 import fsspec
 
 from schemas.base import Record
-from stages.teachers.logs import sync_folder
+from stages.teachers.logs import LedgerError, sync_folder
 
 
 class Job(Record):
     """A batch job: our name for it, the digests (hexadecimal) of its requests, the provider's id once there is one.
 
-    `created_s` is in Unix seconds.
+    `created_s` is in Unix seconds, as is `ended_s`, when its results were fetched.
     """
 
     name: str
     created_s: float
     requests: tuple[str, ...]
     batch_id: str | None = None
+    ended_s: float | None = None
 
 
 class JobFolder:
@@ -34,7 +35,13 @@ class JobFolder:
         self._local = Path(self._root) if protocol == "file" else None
 
     def save(self, job: Job) -> None:
-        """Writes or replaces a record, durably."""
+        """Writes or replaces a record, durably. Raises `LedgerError` where it cannot be kept."""
+        try:
+            self._write(job)
+        except OSError as error:
+            raise LedgerError(f"{self._path(job)}: {error}") from error
+
+    def _write(self, job: Job) -> None:
         data = job.model_dump_json().encode()
         if self._local is None:
             self._fs.pipe_file(self._path(job), data)
@@ -50,11 +57,12 @@ class JobFolder:
         sync_folder(self._local)
 
     def load(self) -> list[Job]:
-        """All records, in order of name."""
+        """All records, the oldest first."""
         if not self._fs.exists(self._root):
             return []
-        paths = sorted(path for path in self._fs.ls(self._root, detail=False) if path.endswith(".json"))
-        return [Job.model_validate_json(self._fs.cat_file(path)) for path in paths]
+        paths = [path for path in self._fs.ls(self._root, detail=False) if path.endswith(".json")]
+        jobs = [Job.model_validate_json(self._fs.cat_file(path)) for path in paths]
+        return sorted(jobs, key=lambda job: (job.created_s, job.name))
 
     def remove(self, job: Job) -> None:
         """Deletes a record; one that is not there is as well."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stages.base import Outage
 from stages.distill.answers import BriefAnswer
 from stages.teachers.batch import BatchTeacher
+from stages.teachers.chat import TeacherSetupError
 from stages.teachers.config import BatchConfig, LimitsConfig, TeacherConfig
 from stages.teachers.jobs import Job, JobFolder
 from stages.teachers.protocol import Decoding, Message, Reply, TeacherRequest
@@ -19,13 +22,13 @@ from stages.views.config import ViewConfig
 from stages.views.encode import to_picture
 
 
-def teacher(server: Any, jobs: Path, **batch: Any) -> BatchTeacher:
+def teacher(server: Any, jobs: Path, forgive_before: float = 0.0, **batch: Any) -> BatchTeacher:
     settings = BatchConfig(**{"wait_s": 0.05, "poll_s": 0.02} | batch)
     limits = LimitsConfig(tries=3, first_wait_s=0.01)
     config = TeacherConfig(
         backend="openai_batch", model="gpt-4o-mini", base_url=server.url, batch=settings, limits=limits
     )
-    return BatchTeacher(config, JobFolder(str(jobs)))
+    return BatchTeacher(config, JobFolder(str(jobs)), forgive_before)
 
 
 def request(number: int) -> TeacherRequest:
@@ -129,3 +132,88 @@ def test_a_job_whose_id_was_never_recorded_is_found_by_name_or_made_again(
         folder.remove(job)
     assert {reply.outcome for reply in ask(teacher(server, tmp_path), 2)} == {"answer"}
     assert len(server.batches) == (1 if made else 2)
+
+
+def test_a_job_for_which_the_provider_has_no_room_is_made_again_without_another_upload(
+    teacher_server: Callable[..., Any], tmp_path: Path
+) -> None:
+    server = teacher_server(answer=echo, batches_without_room=2)
+    assert {reply.outcome for reply in ask(teacher(server, tmp_path), 3)} == {"answer"}
+    assert (server.uploads, len(server.batches)) == (1, 3)
+    assert max(server.billed.values()) == 1
+    (job,) = JobFolder(str(tmp_path)).load()
+    assert job.batch_id == "batch-2"
+
+
+def test_a_provider_that_cannot_be_reached_is_polled_on(teacher_server: Callable[..., Any], tmp_path: Path) -> None:
+    server = teacher_server(answer=echo, poll_faults=9)
+    assert {reply.outcome for reply in ask(teacher(server, tmp_path), 2)} == {"answer"}
+    assert len(server.batches) == 1
+
+
+def test_what_is_forgiven_is_asked_again_and_a_job_that_still_runs_is_waited_for(
+    teacher_server: Callable[..., Any], tmp_path: Path
+) -> None:
+    server = teacher_server(answer=echo, batch_polls=10_000)
+
+    async def begin() -> None:
+        first = teacher(server, tmp_path)
+        await first.start()
+        asking = asyncio.ensure_future(first.ask(request(0)))
+        while not any(batch["polls"] for batch in server.batches.values()):
+            await asyncio.sleep(0.01)
+        await first.stop()
+        await asyncio.gather(asking, return_exceptions=True)
+
+    asyncio.run(begin())
+    server.batch_polls = 0
+    assert ask(teacher(server, tmp_path, forgive_before=time.time()), 1)[0].outcome == "answer"
+    assert len(server.batches) == 1, "a job that had not ended is not bought again"
+    ask(teacher(server, tmp_path, forgive_before=time.time()), 1)
+    assert len(server.batches) == 2, "one that had ended is forgiven"
+
+
+def test_a_request_of_two_jobs_belongs_to_the_later_one(teacher_server: Callable[..., Any], tmp_path: Path) -> None:
+    """The state that a kill leaves between a job that expired and the job that asks its rows again."""
+    server = teacher_server(answer=echo, batch_end="expired", batch_verdict=lambda chat, row: "missing")
+    ask(teacher(server, tmp_path), 1)
+    folder = JobFolder(str(tmp_path))
+    first, *others = folder.load()
+    assert others
+    for job in others[1:]:
+        folder.remove(job)
+    server.batch_end, server.batch_verdict = "completed", lambda chat, row: "answer"
+    server.batches[others[0].batch_id].update(status="in_progress")
+    folder.remove(first)
+    folder.save(first.model_copy(update={"name": "f" * 32}))
+    folder.remove(others[0])
+    folder.save(others[0].model_copy(update={"name": "0" * 32, "ended_s": None}))
+    made = len(server.batches)
+    assert ask(teacher(server, tmp_path), 1)[0].outcome == "answer"
+    assert len(server.batches) == made
+
+
+def test_a_provider_that_refuses_the_client_ends_the_run_and_one_that_is_away_is_an_outage(
+    teacher_server: Callable[..., Any], tmp_path: Path
+) -> None:
+    server = teacher_server(refuse_uploads=True)
+    with pytest.raises(TeacherSetupError, match="not for you"):
+        ask(teacher(server, tmp_path), 2)
+    assert not JobFolder(str(tmp_path)).load()
+    server.stop()
+    with pytest.raises(Outage):
+        ask(teacher(server, tmp_path), 2)
+
+
+def test_a_key_without_a_prefix_that_a_row_repeats_is_not_shown(
+    teacher_server: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLANTED", "0123456789abcdef0123456789abcdef")
+    server = teacher_server(batch_verdict=lambda chat, row: "echo")
+    config = TeacherConfig(
+        backend="openai_batch", model="m", base_url=server.url, api_key_env="PLANTED",
+        batch=BatchConfig(wait_s=0.05, poll_s=0.02), limits=LimitsConfig(tries=2, first_wait_s=0.01),
+    )  # fmt: skip
+    (reply,) = ask(BatchTeacher(config, JobFolder(str(tmp_path))), 1)
+    assert "Incorrect API key provided" in (reply.message or "")
+    assert "0123456789abcdef" not in (reply.message or "")
