@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,7 +23,7 @@ import pyarrow as pa
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, WorkerCrashedError
 
-from pipeline.schedule import Batch, Fault, Retry, after_fault, count_groups, cut, groups_per_batch
+from pipeline.schedule import Batch, Fault, Retry, after_fault, count_groups, cut, groups_per_batch, parted
 from pipeline.work import Capacity, Node, NodeCounts, Piece, Pool, PoolSpec, RunnerConfig, Work, WorkerError, uncovered
 from stages.base import BudgetSpent, Funds, Outage, StageContractError, TransientError, WorkerLost, failed_rows
 from stages.teachers.budget import Account
@@ -295,7 +295,10 @@ class Runner:
         by, most = stage.group_by, max(stage.most_groups, self._config.most_groups)
         hands = pool.spec.workers * (1 if stage.most_groups else pool.spec.slots)
         size = groups_per_batch(count_groups(units, by), hands, stage.batch_groups, most)
-        pool.queue.extend(Batch(node.name, table) for table in cut(units, by, size))
+        parts = parted(units, by, pool.spec.workers if stage.shares_requests else 1)
+        for lane, part in enumerate(parts):
+            own = lane if len(parts) > 1 else None
+            pool.queue.extend(Batch(node.name, table, lane=own) for table in cut(part, by, size))
         self.counts[node.name].pending += len(units)
 
     def _dispatch(self) -> None:
@@ -306,10 +309,13 @@ class Runner:
                 if batch.not_before > now:
                     pool.queue.append(batch)
                     continue
-                number = pool.pick()
-                if number is None:
-                    pool.queue.appendleft(batch)
+                number = pool.pick(batch.lane)
+                if number is None and batch.lane is None:
+                    pool.queue.appendleft(batch)  # all workers are full
                     break
+                if number is None:
+                    pool.queue.append(batch)
+                    continue
                 if number not in pool.workers:
                     pool.workers[number] = self._cluster.take(pool.spec)
                 pool.load[number] += 1
@@ -382,7 +388,7 @@ class Runner:
         if not len(left):
             return
         log.warning("%s: %d units failed (%s): %s", node.name, len(left), fault.value, message)
-        remaining = Batch(node.name, left, flight.batch.tries)
+        remaining = replace(flight.batch, units=left)
         again = after_fault(remaining, node.stage.group_by, fault, time.monotonic(), self._retry)
         if again:
             self._pools[node.pool].queue.extend(again)

@@ -23,12 +23,16 @@ class Fault(Enum):
 
 @dataclass(frozen=True)
 class Batch:
-    """Units of one node that go to a worker together. `not_before` is a monotonic time in seconds."""
+    """Units of one node that go to a worker together. `not_before` is a monotonic time in seconds.
+
+    Batches of one `lane`, of whatever node, go to one worker; those without go to any.
+    """
 
     node: str
     units: pa.Table
     tries: int = 0
     not_before: float = 0.0
+    lane: int | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,15 @@ def cut(units: pa.Table, by: tuple[str, ...], groups_per_batch: int) -> list[pa.
     starts = list(range(0, len(bounds) - 1, groups_per_batch))
     ends = [min(start + groups_per_batch, len(bounds) - 1) for start in starts]
     return [ordered.slice(int(bounds[a]), int(bounds[b] - bounds[a])) for a, b in zip(starts, ends, strict=True)]
+
+
+def parted(units: pa.Table, by: tuple[str, ...], parts: int) -> list[pa.Table]:
+    """The units in so many tables, some of them empty; a group is always in the same one, whatever is beside it."""
+    if parts == 1 or not len(units):
+        return [units]
+    keys = digest_columns({name: units[name] for name in by}).to_pylist()
+    part = np.array([int.from_bytes(key[:8], "big") % parts for key in keys])
+    return [units.filter(pa.array(part == number)) for number in range(parts)]
 
 
 def halves(units: pa.Table, by: tuple[str, ...]) -> list[pa.Table]:

@@ -75,18 +75,34 @@ class Pool:
     queue: deque[Batch] = field(default_factory=deque)
     workers: dict[int, Any] = field(default_factory=dict)
     load: dict[int, int] = field(default_factory=dict)
+    lanes: dict[int, int] = field(default_factory=dict)
     born: int = 0
 
-    def pick(self) -> int | None:
-        """The worker for the next batch: an idle one, a new one, or one with a free slot; None if all are full."""
+    def pick(self, lane: int | None = None) -> int | None:
+        """The worker for the next batch: an idle one, a new one, or one with a free slot; None if all are full.
+
+        That of a `lane` (there are no more lanes than workers) is always the same while it lives.
+        """
+        if lane is not None:
+            return self._of_lane(lane)
         least = min(self.load, key=self.load.__getitem__, default=None)
         if least is not None and self.load[least] == 0:
             return least
         if len(self.workers) < self.spec.workers:
-            self.born += 1
-            self.load[self.born] = 0
-            return self.born
+            return self._new()
         return least if least is not None and self.load[least] < self.spec.slots else None
+
+    def _of_lane(self, lane: int) -> int | None:
+        if self.lanes.get(lane) not in self.load:
+            free = self.load.keys() - self.lanes.values()
+            self.lanes[lane] = min(free) if free else self._new()
+        number = self.lanes[lane]
+        return number if self.load[number] < self.spec.slots else None
+
+    def _new(self) -> int:
+        self.born += 1
+        self.load[self.born] = 0
+        return self.born
 
     def drop(self, number: int) -> Any:
         self.load.pop(number, None)

@@ -97,6 +97,8 @@ class Stage(ABC):
     batch_groups: int = 16
     most_groups: int = 0
     """For a stage whose groups are answered all at once, and seldom: how many a batch may have for its own sake."""
+    shares_requests: bool = False
+    """Whether other stages ask the same of a group: then one worker gets it from all of them."""
     asks: bool = False
     """Whether a teacher is asked, of whose minute limits each worker has its share."""
 

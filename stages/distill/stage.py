@@ -51,6 +51,7 @@ class DistillStage(AsyncStage):
             engine = recipe.teacher.engine
             self.resources = Resources(num_cpus=1.0, num_gpus=engine.num_gpus * engine.tensor_parallel_size)
         self.batch_groups = max(16, self.in_flight // 2)
+        self.shares_requests = self.asks and recipe.prompt.task == "combined"
         if recipe.teacher.backend == "openai_batch":
             self.most_groups = self.batch_groups
         self._teacher: Teacher

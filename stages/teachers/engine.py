@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import logging
 import threading
 import uuid
 from collections.abc import Coroutine
@@ -20,6 +21,9 @@ from stages.teachers.judge import judge
 from stages.teachers.protocol import Reply, Teacher, TeacherRequest
 from stages.teachers.weights import warm
 
+log = logging.getLogger("perceive.teachers")
+
+_STOP_TIMEOUT_S = 20.0
 _INSTALL = "the vllm teacher needs the extra [vllm]: pip install 'perceive-engine[vllm]'"
 
 
@@ -167,10 +171,19 @@ async def _load_engine(vllm: _Names, arguments: dict[str, Any]) -> Any:
 def _leave(host: _Host) -> None:
     with _JOINING:
         host.users -= 1
-        if host.users == 0:
-            del _HOSTS[host.name]
-            host.loop.call_soon_threadsafe(host.engine.shutdown)
+        if host.users:
+            return
+        del _HOSTS[host.name]
+        try:
+            host.run(_shut_down(host.engine), _STOP_TIMEOUT_S)
+        except TimeoutError:
+            log.warning("vLLM has not shut down within %g s; it ends with this process", _STOP_TIMEOUT_S)
+        finally:
             host.loop.call_soon_threadsafe(host.loop.stop)
+
+
+async def _shut_down(engine: Any) -> None:
+    engine.shutdown()
 
 
 class _Names:

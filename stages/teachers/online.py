@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -80,7 +81,7 @@ class OnlineTeacher(Teacher):
             body = chat_body(request, self._config)
             expected = request_tokens(request, self._price) + request.max_tokens // 2
             waited = 0.0
-            for attempt in range(1, self._limits.tries + 1):
+            for attempt in itertools.count(1):
                 await self._limiter.wait(expected)
                 outcome = await self._paid(request, body)
                 if isinstance(outcome, Reply):
@@ -88,16 +89,19 @@ class OnlineTeacher(Teacher):
                     return outcome
                 pause = backoff(attempt, self._limits, outcome.wait_s)
                 waited += pause
-                if outcome.refused or attempt == self._limits.tries or waited > self._limits.give_up_s:
-                    break
+                if outcome.refused or attempt >= self._limits.tries or waited > self._limits.give_up_s:
+                    return self._given_up(outcome, attempt)
                 if outcome.wait_s is not None:
                     self._limiter.pause(outcome.wait_s)
                 await asyncio.sleep(pause)
-            if outcome.refused:
-                self._health.refused(outcome.said)
-            elif outcome.away:
-                self._health.missed(outcome.said)
-            return Reply(outcome="unavailable", message=f"gave up after {attempt} tries: {outcome.said}")
+        raise AssertionError("the loop returns")
+
+    def _given_up(self, fault: _Fault, tries: int) -> Reply:
+        if fault.refused:
+            self._health.refused(fault.said)
+        elif fault.away:
+            self._health.missed(fault.said)
+        return Reply(outcome="unavailable", message=f"gave up after {tries} tries: {fault.said}")
 
     async def _paid(self, request: TeacherRequest, body: dict[str, Any]) -> Reply | _Fault:
         """One try, with its money set aside before it and settled after it."""

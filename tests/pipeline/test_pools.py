@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.work import Capacity, Node, RunnerConfig
+from pipeline.work import Capacity, Node, Pool, PoolSpec, RunnerConfig
 from schemas.base import Key, Record, Row
 from stages.base import Resources, Stage
 
@@ -74,3 +74,24 @@ def test_the_configuration_has_the_last_word() -> None:
 @pytest.mark.parametrize("there", [LAPTOP, Capacity(cpus=1, gpus=0, cores=1)])
 def test_a_pool_is_never_empty(there: Capacity) -> None:
     assert min(sizes(there, {"gpu-refine": Needs(cpus=4, gpus=1), "cpu": Needs(cpus=2)}).values()) == 1
+
+
+def test_a_lane_has_its_worker_and_another_one_when_that_is_gone() -> None:
+    pool = Pool(PoolSpec("net", workers=2, slots=2, num_cpus=1, num_gpus=0))
+
+    def take(lane: int | None = None) -> int | None:
+        number = pool.pick(lane)
+        if number is not None:
+            pool.workers[number] = object()
+            pool.load[number] += 1
+        return number
+
+    anyone = take()
+    first, second = take(0), take(1)
+    assert {first, second} == {1, 2}
+    assert first == anyone, "a worker that no lane has yet, before a new one"
+    assert take(0) is None, "its worker is full, and no other will do"
+    assert take(1) == second
+    pool.drop(first)
+    assert take(0) == 3
+    assert len(pool.workers) == 2

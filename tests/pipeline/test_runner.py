@@ -16,13 +16,17 @@ import pytest
 import ray
 from ray import cloudpickle
 
-from pipeline.runner import BudgetReached, Cluster, DoesNotFit, Runner
+from pipeline.runner import BudgetReached, Cluster, DoesNotFit, Runner, RunStalled
 from pipeline.work import Node, Piece, RunnerConfig, Work, WorkerError
 from schemas.base import Key, Record, Row
 from schemas.keys import digest_value
-from stages.base import BudgetSpent, Stage, TransientError, WorkerLost, fingerprint
+from stages.base import BudgetSpent, CannotGoOn, Outage, Stage, TransientError, WorkerLost, fingerprint
 
 pytestmark = pytest.mark.slow
+
+
+OUTAGES = 7
+"""More than the tries after which a batch is split for any other fault."""
 
 
 class Unit(Record):
@@ -62,12 +66,19 @@ class Double(Stage):
         broken: bool = False,
         engine: Path | None = None,
         price: int | None = None,
+        outages: Path | None = None,
+        full: bool = False,
+        patience_s: float = 0.0,
     ) -> None:
+        self.full, self.patience = full, patience_s
         self.poison, self.deadly, self.flaky, self.broken = poison, deadly, flaky, broken
-        self.engine, self.price = engine, price
+        self.engine, self.price, self.outages = engine, price, outages
 
     def settings(self) -> dict[str, Any]:
         return {"poison": self.poison, "deadly": self.deadly}
+
+    def patience_s(self, units: pa.Table) -> float:
+        return self.patience
 
     def open(self) -> None:
         if self.broken:
@@ -78,11 +89,16 @@ class Double(Stage):
         numbers = [row["number"] for row in rows]
         if self.poison in numbers:
             raise ValueError(f"cannot double {self.poison}")
+        if self.full:
+            raise CannotGoOn("the disk is full")
         if self.deadly in numbers:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.flaky is not None and not self.flaky.exists():
             self.flaky.touch()
             raise TransientError("the disk was full for a moment")
+        if self.outages is not None and (told := self.outages.stat().st_size) < OUTAGES:
+            self.outages.write_bytes(bytes(told + 1))
+            raise Outage("the server is away")
         if self.engine is not None and self._engine_is_dead(self.engine):
             raise WorkerLost("the engine died")
         paid = [row for row in rows if self.price is None or row["number"] < self.price]
@@ -135,13 +151,13 @@ def local_ray() -> Iterator[None]:
         ray.shutdown()
 
 
-def run(tmp_path: Path, nodes: list[Node]) -> tuple[Runner, dict[str, list[dict[str, Any]]]]:
+def run(tmp_path: Path, nodes: list[Node], **settings: float) -> tuple[Runner, dict[str, list[dict[str, Any]]]]:
     committed: dict[str, list[dict[str, Any]]] = {node.name: [] for node in nodes}
 
     def commit(node: Node, piece: Piece) -> None:
         committed[node.name] += pq.read_table(piece.part).to_pylist()
 
-    config = RunnerConfig(workers={"cpu": 2}, retry_wait_s=0.1)
+    config = RunnerConfig(**{"workers": {"cpu": 2}, "retry_wait_s": 0.1, **settings})
     read = pq.read_table
     cluster = Cluster(config)
     runner = Runner(Work(nodes, Parts(tmp_path)), nodes, commit, cluster, config, lambda piece: read(piece.part))
@@ -189,6 +205,30 @@ def test_unit_that_kills_its_worker_fails_alone(tmp_path: Path) -> None:
 def test_transient_fault_is_waited_out(tmp_path: Path) -> None:
     runner, _ = run(tmp_path, [node(Double(flaky=tmp_path / "once"), units(9))])
     assert runner.counts["double"].status == {"ok": 9}
+
+
+def test_an_outage_is_waited_out_for_as_long_as_it_lasts_and_no_row_fails(tmp_path: Path) -> None:
+    (tmp_path / "outages").touch()
+    runner, _ = run(tmp_path, [node(Double(outages=tmp_path / "outages"), units(3))], retry_wait_s=0.01)
+    assert runner.counts["double"].status == {"ok": 3}
+    assert (tmp_path / "outages").stat().st_size == OUTAGES
+
+
+def test_what_no_unit_can_go_on_from_ends_the_run_at_once(tmp_path: Path) -> None:
+    with pytest.raises(WorkerError, match="cannot go on: the disk is full"):
+        run(tmp_path, [node(Double(full=True), units(30))])
+
+
+@pytest.mark.parametrize("patience_s", [0.0, 3600.0])
+def test_a_stage_that_takes_long_by_its_nature_is_waited_for(tmp_path: Path, patience_s: float) -> None:
+    """The clock of the first has run out before its worker has even started."""
+    stage = Double(patience_s=patience_s)
+    if patience_s:
+        runner, _ = run(tmp_path, [node(stage, units(3))], stall_timeout_s=0.01)
+        assert runner.counts["double"].status == {"ok": 3}
+    else:
+        with pytest.raises(RunStalled, match="double"):
+            run(tmp_path, [node(stage, units(3))], stall_timeout_s=0.01)
 
 
 def test_worker_whose_engine_died_is_replaced_and_no_row_fails(tmp_path: Path) -> None:

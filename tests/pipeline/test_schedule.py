@@ -8,7 +8,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.schedule import Batch, Fault, Retry, after_fault, count_groups, cut, groups_per_batch, halves
+from pipeline.schedule import Batch, Fault, Retry, after_fault, count_groups, cut, groups_per_batch, halves, parted
 
 groups = st.lists(st.integers(0, 12), max_size=60).map(
     lambda numbers: pa.table(
@@ -41,6 +41,14 @@ def test_bisecting_ends_at_single_groups(table: pa.Table) -> None:
             waiting += parts
     assert units(alone) == list(range(len(table)))
     assert all(len(set(part["group"].to_pylist())) == 1 for part in alone)
+
+
+@given(groups, st.integers(1, 5))
+def test_a_group_is_always_in_the_same_part(table: pa.Table, parts: int) -> None:
+    found = parted(table, ("group",), parts)
+    assert units(found) == list(range(len(table)))
+    some = parted(table.slice(0, len(table) // 2), ("group",), parts)
+    assert all(set(units([few])) <= set(units([all_])) for few, all_ in zip(some, found, strict=False))
 
 
 @given(groups.filter(len), st.integers(0, 2000))

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,36 @@ def test_what_the_engine_is_started_with(monkeypatch: pytest.MonkeyPatch) -> Non
     assert given["dtype"] == "float16", "options go last"
     stage = build_distill(config, CaptionsConfig(), "brief", "en", "l")
     assert stage.resources.num_gpus == 4
+
+
+def test_an_engine_has_shut_down_when_its_last_teacher_has_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker is killed after it has closed: what the engine has not done by then it does not do."""
+    told: list[str] = []
+
+    class Engine:
+        @staticmethod
+        def from_engine_args(_arguments: Any) -> Engine:
+            return Engine()
+
+        def shutdown(self) -> None:
+            time.sleep(0.2)
+            told.append("down")
+
+    names = SimpleNamespace(AsyncLLM=Engine, AsyncEngineArgs=dict)
+    monkeypatch.setattr("stages.teachers.engine._load", lambda: names)
+
+    async def run() -> None:
+        two = [EngineTeacher(TeacherConfig(backend="vllm", model=str(tmp_path))) for _ in range(2)]
+        for teacher in two:
+            await teacher.start()
+        await two[0].stop()
+        assert not told, "another still uses it"
+        await two[1].stop()
+
+    asyncio.run(run())
+    assert told == ["down"]
 
 
 @pytest.fixture(scope="module")
