@@ -25,7 +25,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryErr
 
 from pipeline.schedule import Batch, Fault, Retry, after_fault, count_groups, cut, groups_per_batch, parted
 from pipeline.work import Capacity, Node, NodeCounts, Piece, Pool, PoolSpec, RunnerConfig, Work, WorkerError, uncovered
-from stages.base import BudgetSpent, Funds, Outage, StageContractError, TransientError, WorkerLost, failed_rows
+from stages.base import BudgetSpent, Drained, Funds, Outage, StageContractError, TransientError, WorkerLost, failed_rows
 from stages.teachers.budget import Account
 
 log = logging.getLogger("perceive.runner")
@@ -67,12 +67,18 @@ class _WorkerBody:
         Every call carries the reference: were the work handed over by a call of its own, that call could be overtaken
         by as many batches as the worker has slots, which would wait for it for ever.
         """
+        yield from self._work_of(source).pieces(node, units)
+
+    def drain(self, source: list[Any]) -> None:
+        """Begins nothing more of this runner's; what is begun goes on to its end."""
+        self._work_of(source).drain()
+
+    def _work_of(self, source: list[Any]) -> Work:
         with self._loading:
-            if self._source != source:
+            if self._work is None or self._source != source:
                 self.close()
                 self._work, self._source = ray.get(source[0]), source
-        assert self._work is not None
-        yield from self._work.pieces(node, units)
+            return self._work
 
     def close(self) -> None:
         if self._work is not None:
@@ -182,7 +188,9 @@ class Cluster:
 
     @staticmethod
     def _start(spec: PoolSpec) -> Any:
-        options: dict[str, Any] = {"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus, "max_concurrency": spec.slots}
+        # Where batches run beside each other there is a hand free for `drain`.
+        hands = spec.slots + 1 if spec.slots > 1 else 1
+        options: dict[str, Any] = {"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus, "max_concurrency": hands}
         if spec.memory_bytes:
             options["memory"] = spec.memory_bytes
         return _Worker.options(**options).remote()
@@ -222,6 +230,7 @@ class Runner:
         self._last_finish = time.monotonic()
         self._away = ""
         self._unpaid: set[str] = set()
+        self._drained: set[tuple[str, int]] = set()
         self.counts = {node.name: NodeCounts() for node in nodes}
 
     def run(self) -> dict[str, NodeCounts]:
@@ -261,7 +270,9 @@ class Runner:
 
     def _loop(self) -> None:
         while self._flying or (not self._stop.is_set() and any(pool.queue for pool in self._pools.values())):
-            if not self._stop.is_set():
+            if self._stop.is_set():
+                self._drain()
+            else:
                 self._dispatch()
             if self._flying:
                 ready, _ = ray.wait(list(self._flying), num_returns=1, timeout=1.0)
@@ -273,6 +284,14 @@ class Runner:
             self._tick(self.counts)
             if self._overdue():
                 return
+
+    def _drain(self) -> None:
+        """Tells workers that have several batches, most of whose units may still wait for their turn."""
+        for pool in self._pools.values():
+            for number, worker in pool.workers.items():
+                if pool.spec.slots > 1 and (pool.spec.name, number) not in self._drained:
+                    worker.drain.remote(self._source)
+                    self._drained.add((pool.spec.name, number))
 
     def _overdue(self) -> bool:
         """Whether a stop has waited long enough for what is in flight; raises `RunStalled` where nothing moves."""
@@ -336,6 +355,10 @@ class Runner:
             raise
         except BudgetSpent:
             self._unfunded(stream)
+        except Drained:
+            self._land(stream)
+            self._moved()
+            self._feed(node, flight.pieces)
         except _DEATHS as error:
             self._fault(stream, Fault.DEATH, str(error).splitlines()[0])
         except WorkerLost as error:

@@ -18,12 +18,13 @@ from pipeline.schedule import Batch
 from schemas.keys import digest_columns
 from stages.base import (
     AsyncStage,
-    BudgetSpent,
     CannotGoOn,
+    Drained,
     Resources,
     Stage,
     StageContractError,
     TransientError,
+    Unfinished,
     UnitError,
     checked,
 )
@@ -230,20 +231,23 @@ class Work:
         self._write_part = write_part
         self._opened: set[str] = set()
         self._lock: threading.Lock | None = None
+        self._draining = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": set(), "_lock": None}
+        return {**self.__dict__, "_opened": set(), "_lock": None, "_draining": False}
 
     def pieces(self, node: str, units: pa.Table) -> Iterator[Piece]:
         """Runs one batch; yields a piece whenever enough rows or seconds have gathered.
 
-        Raises `BudgetSpent` after its last piece where the money did not last for all units, `WorkerError` where the
-        stage can process no unit any more.
+        Raises `Unfinished` after its last piece where some units were not begun (the money did not last, the run is to
+        end), `WorkerError` where the stage can process no unit any more.
         """
+        if self._draining:
+            raise Drained("this batch was not begun")
         stage = self._open(node)
         gathered: list[pa.Table] = []
         since = time.monotonic()
-        spent: BudgetSpent | None = None
+        left: Unfinished | None = None
         try:
             for rows in checked(stage, units):
                 gathered.append(rows)
@@ -251,14 +255,14 @@ class Work:
                 if sum(len(table) for table in gathered) >= _FLUSH_ROWS or waited > _FLUSH_SECONDS:
                     yield self.write(node, units, pa.concat_tables(gathered), waited)
                     gathered, since = [], time.monotonic()
-        except BudgetSpent as error:
-            spent = error
+        except Unfinished as error:
+            left = error
         except CannotGoOn as error:
             raise WorkerError(f"{node} cannot go on: {error}") from error
         if any(len(table) for table in gathered):
             yield self.write(node, units, pa.concat_tables(gathered), time.monotonic() - since)
-        if spent is not None:
-            raise spent
+        if left is not None:
+            raise left
 
     def write(self, node: str, units: pa.Table, rows: pa.Table, seconds: float = 0.0) -> Piece:
         """Writes rows as a part; `units` are those of the batch (they may carry the number of earlier attempts)."""
@@ -272,6 +276,12 @@ class Work:
             reasons=_tally(rows["reason"]),
             seconds=seconds,
         )
+
+    def drain(self) -> None:
+        """The run is to end: batches finish what they have begun. Called beside `pieces`, from another thread."""
+        self._draining = True
+        for node in list(self._opened):
+            self._stages[node].drain()
 
     def close(self) -> None:
         for node in self._opened:
@@ -290,6 +300,8 @@ class Work:
                 except Exception as error:
                     raise WorkerError(f"{node} cannot start: {type(error).__name__}: {error}") from error
                 self._opened.add(node)
+                if self._draining:
+                    self._stages[node].drain()
         return self._stages[node]
 
 

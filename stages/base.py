@@ -52,8 +52,16 @@ class WorkerLost(Exception):
     """The worker's process can do no more (its inference engine died): it is replaced, and its batch tried anew."""
 
 
-class BudgetSpent(Exception):
-    """The money that a run may spend is at its end; what could not be asked any more stays pending."""
+class Unfinished(Exception):
+    """What was begun is done, and the other units stay pending."""
+
+
+class BudgetSpent(Unfinished):
+    """The money that a run may spend is at its end."""
+
+
+class Drained(Unfinished):
+    """The run is to end: nothing new is begun."""
 
 
 class Funds(Protocol):
@@ -126,6 +134,10 @@ class Stage(ABC):
     def process(self, units: pa.Table) -> Iterator[pa.Table]:
         """Yields the rows of these units, a table at a time; what has been yielded may be committed."""
 
+    def drain(self) -> None:
+        """Called from another thread when the run is to end soon: what `process` has not begun may be left out, if it
+        then raises `Drained`."""
+
     def close(self) -> None:
         """Called once in each worker after the last `process`."""
 
@@ -142,6 +154,7 @@ class AsyncStage(Stage):
     """False where the work is the CPU's after all: then it runs among the CPU stages."""
     _loop: asyncio.AbstractEventLoop
     _slots: asyncio.Semaphore
+    _draining: bool = False
 
     @abstractmethod
     async def process_group(self, units: pa.Table) -> pa.Table:
@@ -156,6 +169,7 @@ class AsyncStage(Stage):
     def open(self) -> None:
         self._loop = asyncio.new_event_loop()
         self._slots = asyncio.Semaphore(self.in_flight)
+        self._draining = False
         threading.Thread(target=self._loop.run_forever, name=f"{self.name}-loop", daemon=True).start()
         asyncio.run_coroutine_threadsafe(self.on_loop_start(), self._loop).result()
 
@@ -163,25 +177,30 @@ class AsyncStage(Stage):
         asyncio.run_coroutine_threadsafe(self.on_loop_stop(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
 
+    def drain(self) -> None:
+        self._draining = True
+
     async def _one(self, group: pa.Table) -> pa.Table:
         async with self._slots:
+            if self._draining:
+                raise Drained("this group was not begun")
             return await self.process_group(group)
 
     def process(self, units: pa.Table) -> Iterator[pa.Table]:
-        """Groups as they are done. Raises `BudgetSpent` when all others are, where some could not be asked."""
+        """Groups as they are done. Raises `Unfinished` when all others are, where some were not begun."""
         waiting = [asyncio.run_coroutine_threadsafe(self._one(g), self._loop) for g in groups(units, self.group_by)]
-        spent: BudgetSpent | None = None
+        left: Unfinished | None = None
         try:
             for done in as_completed(waiting):
-                if isinstance(error := done.exception(), BudgetSpent):
-                    spent = error
+                if isinstance(error := done.exception(), Unfinished):
+                    left = error
                 else:
                     yield done.result()
         finally:
             for future in waiting:
                 future.cancel()
-        if spent is not None:
-            raise spent
+        if left is not None:
+            raise left
 
 
 async def all_or_error(jobs: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

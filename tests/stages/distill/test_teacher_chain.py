@@ -26,7 +26,7 @@ from schemas.arrow import from_table, to_table
 from schemas.caption import Caption
 from schemas.keys import digest_value
 from schemas.region import Hint
-from stages.base import BudgetSpent, checked
+from stages.base import BudgetSpent, Drained, checked
 from stages.distill import CaptionsConfig, build_distill
 from stages.distill.stage import DistillStage
 from stages.distill.units import CaptionUnit
@@ -224,6 +224,31 @@ def test_combined_tasks_that_are_open_together_buy_one_reply_a_region(
     for stage in stages:
         stage.close()
     assert len(server.chats) == len(units)
+
+
+def test_a_stage_that_is_drained_finishes_what_it_has_asked_and_asks_no_more(
+    teacher_server: Callable[..., Any], drawn: Any, tmp_path: Path
+) -> None:
+    server = teacher_server(latency_s=0.3)
+    units = drawn(20, 1)
+    stage = build_distill(
+        teacher(server, limits=LIMITS.model_copy(update={"in_flight": 2})),
+        CaptionsConfig(), "brief", "en", str(tmp_path),
+    )  # fmt: skip
+    stage.open()
+    rows: list[dict[str, Any]] = []
+
+    def take() -> None:
+        for table in stage.process(to_table(units, stage.unit)):
+            rows.extend(table.to_pylist())
+            stage.drain()
+
+    with pytest.raises(Drained):
+        take()
+    stage.close()
+    assert 0 < len(rows) < len(units)
+    assert len(rows) == len(server.chats) == sum(server.delivered.values())
+    assert {row["status"] for row in rows} == {"ok"}
 
 
 def test_a_ledger_that_cannot_be_written_stops_the_buying(
