@@ -27,6 +27,8 @@ _ELSEWHERE = (
     ("model.corpus", "CorpusError"),
     ("model.judges", "JudgeError"),
     ("model.optim", "DivergedError"),
+    ("stages.base", "CannotGoOn"),
+    ("stages.base", "TransientError"),
     ("stages.base", "UnitError"),
     ("stages.teachers.logs", "LedgerError"),
 )

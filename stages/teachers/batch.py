@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 import uuid
 from typing import Any, Literal
@@ -29,6 +30,8 @@ from stages.teachers.logs import LedgerError
 from stages.teachers.online import open_client
 from stages.teachers.pricing import most_cost, price_of, priced
 from stages.teachers.protocol import Reply, Teacher, TeacherRequest
+
+log = logging.getLogger("perceive.teachers")
 
 _LONGEST_PAUSE_S = 600.0
 _AWAY = (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError)
@@ -91,6 +94,8 @@ class BatchTeacher(Teacher):
         for _ in range(self._config.limits.tries):
             try:
                 reply = await self._paid(name, request)
+            except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+                raise self._trouble(error) from error
             except openai.OpenAIError as error:
                 return Reply(outcome="unavailable", message=redact(str(error), self._key)[:300])
             if isinstance(reply, Reply):
@@ -194,7 +199,7 @@ class BatchTeacher(Teacher):
         said = redact(str(error), self._key)[:300]
         name = self._config.base_url or "the endpoint"
         if isinstance(error, _REFUSED) or getattr(error, "code", None) == "insufficient_quota":
-            return TeacherSetupError(f"{name} refuses to make a batch job: {said}")
+            return TeacherSetupError(f"{name} refuses this client: {said}")
         return Outage(f"{name} makes no batch job: {said}") if isinstance(error, _AWAY) else error
 
     async def _create(self, job: Job, data: bytes) -> Job:
@@ -242,29 +247,36 @@ class BatchTeacher(Teacher):
             pause = self._settings.poll_s
             late = time.time() > job.created_s + self._settings.longest_s
             try:
-                found = job.batch_id or await self._find(job.name)
-                if found is None:
-                    self._jobs.remove(job)
-                    return {"": {"status": "never started"}}
-                batch = await self._client.batches.retrieve(found)
+                if job.batch_id is None:
+                    job = job.model_copy(update={"batch_id": await self._find(job.name)})
+                    if job.batch_id is None:
+                        self._jobs.remove(job)
+                        return {"": {"status": "never started"}}
+                    self._jobs.save(job)
+                batch = await self._client.batches.retrieve(job.batch_id)
                 away = 0
                 if batch.status in _ENDED and (late or not _no_room(batch)):
                     rows = await self._rows(batch)
-                    self._jobs.save(job.model_copy(update={"batch_id": found, "ended_s": time.time()}))
+                    self._jobs.save(job.model_copy(update={"ended_s": time.time()}))
                     return rows
                 if batch.status in _ENDED:
                     full += 1
+                    log.warning("no room for a batch job: %s", _first_error(batch)["message"])
                     await asyncio.sleep(min(_LONGEST_PAUSE_S, pause * 2.0 ** min(full, 20)))
-                    job = job.model_copy(update={"batch_id": None})
-                    self._jobs.save(job)
-                    job = job.model_copy(update={"batch_id": await self._make(job.name, str(batch.input_file_id))})
-                    self._jobs.save(job)
+                    job = await self._made_again(job, str(batch.input_file_id))
             except _AWAY:
                 away += 1
                 if late and away >= self._config.limits.tries:
                     raise
                 pause = max(pause, backoff(away, self._config.limits, None))
             await asyncio.sleep(pause)
+
+    async def _made_again(self, job: Job, file_id: str) -> Job:
+        """The job over the same file once more; a kill in between leaves a record without an id, as for a new one."""
+        self._jobs.save(job.model_copy(update={"batch_id": None}))
+        job = job.model_copy(update={"batch_id": await self._make(job.name, file_id)})
+        self._jobs.save(job)
+        return job
 
     async def _find(self, name: str) -> str | None:
         """The provider's id of a job that was made but not recorded; it is found by the name that it was given.

@@ -69,13 +69,18 @@ class Double(Stage):
         outages: Path | None = None,
         full: bool = False,
         patience_s: float = 0.0,
+        asks: bool = False,
     ) -> None:
-        self.full, self.patience = full, patience_s
+        self.full, self.patience, self.asks = full, patience_s, asks
+        self.told: str | None = None
         self.poison, self.deadly, self.flaky, self.broken = poison, deadly, flaky, broken
         self.engine, self.price, self.outages = engine, price, outages
 
     def settings(self) -> dict[str, Any]:
         return {"poison": self.poison, "deadly": self.deadly}
+
+    def share(self, workers: int) -> None:
+        self.told = f"{workers} workers ask"
 
     def patience_s(self, units: pa.Table) -> float:
         return self.patience
@@ -104,7 +109,8 @@ class Double(Stage):
         paid = [row for row in rows if self.price is None or row["number"] < self.price]
         for row in paid:
             row["number"] *= 2
-        yield pa.Table.from_pylist(paid, units.schema)
+        told = pa.array([self.told] * len(paid), pa.string())
+        yield pa.Table.from_pylist(paid, units.schema).append_column("message", told)
         if len(paid) < len(rows):
             raise BudgetSpent("no more money")
 
@@ -229,6 +235,13 @@ def test_a_stage_that_takes_long_by_its_nature_is_waited_for(tmp_path: Path, pat
     else:
         with pytest.raises(RunStalled, match="double"):
             run(tmp_path, [node(stage, units(3))], stall_timeout_s=0.01)
+
+
+def test_workers_that_ask_a_teacher_know_how_many_they_are(tmp_path: Path) -> None:
+    nodes = [node(Double(asks=True), units(6)), node(Double(), units(6), "plain")]
+    _, committed = run(tmp_path, nodes)
+    assert {row["message"] for row in committed["double"]} == {"2 workers ask"}
+    assert {row["message"] for row in committed["plain"]} == {None}
 
 
 def test_worker_whose_engine_died_is_replaced_and_no_row_fails(tmp_path: Path) -> None:
