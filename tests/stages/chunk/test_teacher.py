@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import cv2
 import numpy as np
 import pytest
 
+from pipeline.config import EngineConfig
+from pipeline.engine import build_stages
 from stages.base import fingerprint
 from stages.chunk import ChunkConfig, ChunkUnit, build_chunk
 from stages.chunk.config import MotionConfig
@@ -78,6 +81,18 @@ def test_a_refusal_fails_its_own_unit_and_answers_are_not_bought_twice(
     asked = len(server.chats)
     run_stage(build_chunk(CONFIG, online(server), str(tmp_path)), [units[0], units[2]])
     assert len(server.chats) == asked
+
+
+def test_what_a_run_retries_is_asked_again(
+    teacher_server: Callable[..., Any], units: list[ChunkUnit], tmp_path: Path, run_stage: Callable[..., Any]
+) -> None:
+    server = teacher_server(answer=lambda chat: spans(0, 3, 7), verdict=lambda chat: "refused")
+    config = EngineConfig(run=str(tmp_path), teacher=online(server), chunk=CONFIG)
+    assert {row["status"] for row in run_stage(build_stages(config).chunk, units[:1])} == {"failed"}
+    server.verdict = lambda chat: "answer"
+    assert {row["status"] for row in run_stage(build_stages(config).chunk, units[:1])} == {"failed"}
+    retried = build_stages(config, forgive_before=time.time() + 1).chunk
+    assert {row["status"] for row in run_stage(retried, units[:1])} == {"ok"}
 
 
 def test_the_measured_teacher_proposes_nothing() -> None:

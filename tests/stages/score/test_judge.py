@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 from PIL import Image
 
+from pipeline.config import EngineConfig
+from pipeline.engine import build_stages
 from schemas.arrow import to_table
 from stages.base import checked
 from stages.masks import encode
@@ -103,3 +108,22 @@ def test_videos_and_missing_media(photo: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_the_measured_teacher_cannot_judge() -> None:
     with pytest.raises(ValueError, match="cannot judge"):
         JudgeStage(JudgeConfig(teacher=TeacherConfig()))
+
+
+def test_what_a_run_retries_is_asked_again(teacher_server: Callable[..., Any], photo: Path, tmp_path: Path) -> None:
+    server = teacher_server(answer=lambda chat: {"verdict": "yes"}, verdict=lambda chat: "refused")
+    teacher = TeacherConfig(backend="openai", model="judge", base_url=server.url)
+    second = JudgeConfig(teacher=teacher, questions=("two_views",))
+    config = EngineConfig(run=str(tmp_path / "run"), score={"judge": second})
+
+    def status(forgive_before: float = 0.0) -> str:
+        stage = build_stages(config, forgive_before).score["judge"]
+        stage.open()
+        (row,) = pa.concat_tables(checked(stage, to_table([unit(photo, "a", "A disc.")], JudgeUnit))).to_pylist()
+        stage.close()
+        return str(row["status"])
+
+    assert status() == "failed"
+    server.verdict = lambda chat: "answer"
+    assert status() == "failed"
+    assert status(forgive_before=time.time() + 1) == "ok"
