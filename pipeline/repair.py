@@ -11,6 +11,7 @@ from pipeline.output import decisions
 from pipeline.session import Session
 from pipeline.work import Node
 from stages.rescue import build_rescue, rescue_plan, rescue_units, strip_openers
+from stages.teachers.source import TeacherSource
 
 
 def rescue(session: Session, max_attempts: int = 3) -> pl.DataFrame:
@@ -35,14 +36,16 @@ def _strip(session: Session, plan: pl.DataFrame) -> None:
 
 def _ask(session: Session, plan: pl.DataFrame) -> None:
     now, config, nodes = session.corpus(), session.config, []
-    ledger = ledger_url(config)
+    source = TeacherSource(config.teacher, ledger_url(config), dict(config.storage_options))
     for (task, language), step in now.distill.items():
         if config.captions.translates(language):
             continue  # a translation follows its English caption
         mine = plan.filter((pl.col("task") == task) & (pl.col("language") == language))
         if not len(mine.filter(pl.col("repair") == "ask")):
             continue
-        stage = build_rescue(config.teacher, config.captions, task, language, ledger, config.storage_options)
+        stage = build_rescue(
+            config.teacher, config.captions, task, language, storage_options=config.storage_options, source=source
+        )
         units = rescue_units(step.units, mine, step.rows if task == "stream" else None)
         name = f"rescue/{task}/{language}"
         nodes.append(Node(name, stage, stage.table, step.fingerprint, units, pool_of(stage, "distill")))

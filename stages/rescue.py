@@ -144,6 +144,7 @@ def build_rescue(
     language: Language,
     ledger: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    source: TeacherSource | None = None,
 ) -> DistillStage:
     """The stage that asks again for captions of a task and language; its fingerprint is that of the distil stage.
 
@@ -152,7 +153,7 @@ def build_rescue(
     recipe = recipe_for(teacher, captions, task, language)
     options = dict(storage_options or {})
     stage = {"video": RescueVideoStage, "stream": RescueStreamStage}.get(task, RescueStage)
-    return stage(recipe, TeacherSource(teacher, ledger, options), options)
+    return stage(recipe, source or TeacherSource(teacher, ledger, options), options)
 
 
 def rescue_units(units: pa.Table, plan: pl.DataFrame, told: pl.DataFrame | None = None) -> pa.Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
@@ -16,11 +17,11 @@ import pytest
 import ray
 from ray import cloudpickle
 
-from pipeline.runner import BudgetReached, Cluster, DoesNotFit, Runner, RunStalled
+from pipeline.runner import BudgetReached, Cluster, DoesNotFit, Runner, RunStalled, RunStopped
 from pipeline.work import Node, Piece, RunnerConfig, Work, WorkerError
 from schemas.base import Key, Record, Row
 from schemas.keys import digest_value
-from stages.base import BudgetSpent, CannotGoOn, Outage, Stage, TransientError, WorkerLost, fingerprint
+from stages.base import AsyncStage, BudgetSpent, CannotGoOn, Outage, Stage, TransientError, WorkerLost, fingerprint
 
 pytestmark = pytest.mark.slow
 
@@ -119,6 +120,31 @@ class Double(Stage):
         if not first.exists():
             first.write_text(str(os.getpid()))
         return first.read_text() == str(os.getpid())
+
+
+class Waiting(AsyncStage):
+    """Waits a moment for each group, two at a time, and leaves a mark for each that it has begun."""
+
+    name = "waiting"
+    version = 1
+    table = "doubled"
+    unit = Unit
+    row = Doubled
+    unit_field = "key"
+    group_by = ("group",)
+    batch_groups = 10
+    in_flight = 2
+
+    def __init__(self, marks: Path) -> None:
+        self.marks = marks
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    async def process_group(self, units: pa.Table) -> pa.Table:
+        (self.marks / units["key"][0].as_py().hex()).touch()
+        await asyncio.sleep(0.2)
+        return units
 
 
 def units(count: int, per_group: int = 3) -> pa.Table:
@@ -242,6 +268,32 @@ def test_workers_that_ask_a_teacher_know_how_many_they_are(tmp_path: Path) -> No
     _, committed = run(tmp_path, nodes)
     assert {row["message"] for row in committed["double"]} == {"2 workers ask"}
     assert {row["message"] for row in committed["plain"]} == {None}
+
+
+def test_a_run_that_is_stopped_finishes_what_it_has_begun_and_begins_no_more(tmp_path: Path) -> None:
+    marks, committed = tmp_path / "marks", 0
+    marks.mkdir()
+    nodes = [node(Waiting(marks), units(80, per_group=1), pool="net")]
+    config = RunnerConfig()
+    cluster = Cluster(config)
+
+    def commit(_node: Node, piece: Piece) -> None:
+        nonlocal committed
+        committed += len(piece.units_done)
+
+    def tick(_counts: Any) -> None:
+        if any(marks.iterdir()) and signal.getsignal(signal.SIGTERM) is not before:
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    runner = Runner(Work(nodes, Parts(tmp_path)), nodes, commit, cluster, config, lambda _p: pa.table({}), tick)
+    try:
+        with pytest.raises(RunStopped):
+            runner.run()
+    finally:
+        cluster.close()
+    assert 0 < committed == len(list(marks.iterdir())) < 80
+    assert runner.counts["double"].pending == 80 - committed
 
 
 def test_worker_whose_engine_died_is_replaced_and_no_row_fails(tmp_path: Path) -> None:
