@@ -25,7 +25,17 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryErr
 
 from pipeline.schedule import Batch, Fault, Retry, after_fault, count_groups, cut, groups_per_batch, parted
 from pipeline.work import Capacity, Node, NodeCounts, Piece, Pool, PoolSpec, RunnerConfig, Work, WorkerError, uncovered
-from stages.base import BudgetSpent, Drained, Funds, Outage, StageContractError, TransientError, WorkerLost, failed_rows
+from stages.base import (
+    BudgetSpent,
+    CannotGoOn,
+    Drained,
+    Funds,
+    Outage,
+    StageContractError,
+    TransientError,
+    WorkerLost,
+    failed_rows,
+)
 from stages.teachers.budget import Account
 
 log = logging.getLogger("perceive.runner")
@@ -353,6 +363,8 @@ class Runner:
             self._feed(node, flight.pieces)
         except (StageContractError, WorkerError):
             raise
+        except CannotGoOn as error:  # while the worker closed what it had open before
+            raise WorkerError(f"{node.name} cannot start: {_cause(error)}") from error
         except BudgetSpent:
             self._unfunded(stream)
         except Drained:
