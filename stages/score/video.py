@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, ClassVar, Final
 
 import polars as pl
@@ -11,28 +12,14 @@ import polars as pl
 from schemas.base import Record, Row
 from schemas.caption import Language, Task
 from stages.score.base import Need, Rule, ScoreRow, ScoreStage, ScoreUnit
-from stages.score.lexicon import load_lexicon, settings_of
+from stages.score.claims import LEXICONS, WAYS, claim_settings, in_turn, said_of
 
-WAYS: Final = ("left", "right", "up", "down")
 OPPOSITE: Final = {"left": "right", "right": "left", "up": "down", "down": "up"}
-LEXICONS: Final = {
-    "left": "motion_left",
-    "right": "motion_right",
-    "up": "motion_up",
-    "down": "motion_down",
-    "still": "motion_still",
-    "growing": "motion_grows",
-    "shrinking": "motion_shrinks",
-    "turning": "motion_turns",
-    "changing colour": "motion_recolours",
-    "absent": "motion_away",
-    "returning": "motion_back",
-}
-"""What a text may claim, and the list of its words."""
 
-COPY_GRAM: Final = {"en": 5, "zh": 10}
+COPY_GRAM: Final = {"en": 3, "zh": 6}
 _TOKEN: Final = {"en": re.compile(r"[\w'’\-]+"), "zh": re.compile(r"[\u3400-\u9fff]|[A-Za-z]+|\d+")}
-_AFTER: Final = re.compile(r"([^.!?;]*?)\b(?:after)\b([^.!?;]*)", re.IGNORECASE)
+_PARTICLES: Final = frozenset("的了着地得")
+"""Chinese characters that may be put in or left out without saying anything else."""
 
 
 class Spell(Record):
@@ -78,21 +65,24 @@ class Motion(Rule):
     `motion_wrong_way` counts claimed directions, growth and shrinking that are measured the other way round, or
     directions claimed of a target that moves in others only. `motion_of_still` is 1 where the text says that the
     target moves and no event has it moving (displacement below 3 % of the diagonal). `stillness_of_moving` is 1 where
-    it is said to be still alone, and moves in all events. `absence_unsaid` is 1 where the target is absent from the
-    event and the text does not say so, `absence_invented` where it says so of a target that is there throughout.
-    Null without events. Source: FILTERS rule 18; the measured motion is that of `stages.chunk`.
+    it is said to be still and no motion is told, and it moves in all events. `absence_unsaid` is 1 where the target is
+    absent from the event and the text does not say so of anything, `absence_invented` where it says so of a target that
+    is there throughout. What a text says of the camera, of parts of bodies and of others is not counted
+    (`motion_asides`, `motion_others`). Null without events, and where the motion of one was not measured.
+    Source: FILTERS rule 18; the measured motion is that of `stages.chunk`.
     """
 
     name = "motion"
     number = 18
+    version = 2
     needs: ClassVar[tuple[Need, ...]] = ("text", "mask")
     columns = ("motion_wrong_way", "motion_of_still", "stillness_of_moving", "absence_unsaid", "absence_invented")
 
     def settings(self) -> dict[str, Any]:
-        return settings_of("motion_any", *LEXICONS.values())
+        return claim_settings()
 
     def scores(self, units: pl.DataFrame, language: Language) -> pl.DataFrame:
-        rows = [_motion_scores(row, language) for row in units.iter_rows(named=True)]
+        rows = [_motion_scores(row) for row in units.iter_rows(named=True)]
         return pl.DataFrame(rows, schema=dict.fromkeys(self.columns, pl.Int64), orient="row")
 
 
@@ -106,11 +96,12 @@ class Order(Rule):
 
     name = "order"
     number = 18
+    version = 2
     needs: ClassVar[tuple[Need, ...]] = ("text", "mask")
     columns = ("motion_order",)
 
     def settings(self) -> dict[str, Any]:
-        return settings_of(*LEXICONS.values())
+        return claim_settings()
 
     def scores(self, units: pl.DataFrame, language: Language) -> pl.DataFrame:
         found = [_order_of(row, language) for row in units.iter_rows(named=True)]
@@ -120,14 +111,16 @@ class Order(Rule):
 class Stream(Rule):
     """Rule 19: an event caption that copies its history, or speaks of a target that can hardly be seen.
 
-    `history_copied` is the share of the text's runs of five words (Chinese: ten characters) that its history holds;
-    null without history or under five words. `event_visible_share` is the share of the event's frames on which the
-    target is visible, null where the event is one of absence.
+    `history_copied` is the share of the text's runs of three words (Chinese: six characters, particles aside) that its
+    history holds, so that clauses told in another order are still found; null without history or under three words.
+    `event_visible_share` is the share of the event's frames on which the target is visible, null where the event is one
+    of absence.
     Source: FILTERS rule 19; repetition from history is a known flaw of PAM's streaming data.
     """
 
     name = "stream"
     number = 19
+    version = 2
     needs: ClassVar[tuple[Need, ...]] = ("text", "mask")
     columns = ("history_copied", "event_visible_share")
 
@@ -138,14 +131,6 @@ class Stream(Rule):
         return units.select(
             history_copied=pl.Series(copied, dtype=pl.Float64), event_visible_share=there.cast(pl.Float64)
         )
-
-
-def claims(text: str, language: Language) -> list[str]:
-    """What a text claims of its target's motion, in the order told: names of `LEXICONS`."""
-    if language == "en":
-        text = _AFTER.sub(lambda found: f"{found.group(2)} , {found.group(1)}", text)
-    found = [(at, name) for name in LEXICONS for at in _places(LEXICONS[name], text, language)]
-    return [name for _, name in sorted(found)]
 
 
 def copied_share(text: str | None, history: str | None, language: Language) -> float | None:
@@ -160,70 +145,67 @@ def copied_share(text: str | None, history: str | None, language: Language) -> f
     return sum(gram in known for gram in grams) / len(grams)
 
 
-def measured(row: dict[str, Any]) -> list[set[str]]:
-    """What happens in each event that a caption is about: names of `LEXICONS`, empty without a motion word."""
+def measured(row: dict[str, Any]) -> list[frozenset[str]] | None:
+    """What happens in each event that a caption is about: names of `LEXICONS`, or `moving` for motion of any kind.
+
+    Null without events, and where the motion of one was not measured: that is not stillness.
+    """
     if row["task"] == "stream":
         told = [] if row["absent"] is None else [(row["absent"], row["motion"])]
     else:
         told = [(event["absent"], event["motion"]) for event in row["events"] or ()]
+    if not told or any(motion is None and not absent for absent, motion in told):
+        return None
     return [_happens(absent, motion) for absent, motion in told]
 
 
-def _happens(absent: bool, motion: str | None) -> set[str]:
+@lru_cache(maxsize=4096)
+def _happens(absent: bool, motion: str) -> frozenset[str]:
     if absent:
-        return {"absent"}
+        return frozenset({"absent"})
     words: set[str] = set()
-    for word in (motion or "").split(", "):
+    for word in motion.split(", "):
         if word.startswith("moving "):
             words.update(way for way in word.removeprefix("moving ").split() if way in WAYS)
             words.add("moving")
         else:
             words.add({"leaving": "absent"}.get(word, word))
-    return words - {""}
+    return frozenset(words - {""})
 
 
-def _motion_scores(row: dict[str, Any], language: Language) -> tuple[int | None, ...]:
+def _motion_scores(row: dict[str, Any]) -> tuple[int | None, ...]:
     events = measured(row)
-    text = row["text"]
-    if not events or not text:
+    if not events or not row["text"]:
         return (None,) * 5
-    said = set(claims(text, language))
-    done = set().union(*events)
+    said = {name for name in LEXICONS if row[f"_said {name}"]}
+    done = frozenset[str]().union(*events)
     turned = {OPPOSITE[way] for way in done if way in OPPOSITE}
     ways = done & set(WAYS)
     wrong = sum(1 for way in said & set(WAYS) if way not in done and (way in turned or (ways and not said & ways)))
     wrong += sum(1 for a, b in (("growing", "shrinking"), ("shrinking", "growing")) if a in said - done and b in done)
-    moving = bool(said & set(WAYS)) or _says_moving(text, language)
-    changes = done - {"still", "absent"}
+    moving = row["_said moving"] or bool(said & set(WAYS))
     away = all(event == {"absent"} for event in events)
     return (
         int(wrong),
-        int(moving and not changes and not away),
-        int("still" in said and not said & set(WAYS) and all("moving" in event for event in events)),
-        int(away and "absent" not in said),
+        int(moving and not done - {"still", "absent"} and not away),
+        int("still" in said and not moving and all("moving" in event for event in events)),
+        int(away and not row["_away"]),
         int("absent" in said and "absent" not in done),
     )
 
 
-def _says_moving(text: str, language: Language) -> bool:
-    """Whether a verb of motion is left once claims of stillness are taken out ("does not move")."""
-    still = load_lexicon("motion_still").regex(language)
-    rest = re.sub(still, " ", text) if still else text
-    return bool(load_lexicon("motion_any").hits(rest, language))
-
-
 def _order_of(row: dict[str, Any], language: Language) -> float | None:
-    if row["task"] != "video" or not row["text"]:
+    events = measured(row) if row["task"] == "video" and row["text"] else None
+    if not events:
         return None
-    events = measured(row)
-    done = set().union(*events) if events else set()
-    told = [claim for claim in claims(row["text"], language) if claim in done]
+    done = frozenset[str]().union(*events)
+    told = in_turn(row["_bare"], [name for name in LEXICONS if name in done and row[f"_said {name}"]], language)
     if len(told) < 2:
         return None
     return _in_order(told, events) / len(told)
 
 
-def _in_order(told: Sequence[str], events: Sequence[set[str]]) -> int:
+def _in_order(told: Sequence[str], events: Sequence[frozenset[str]]) -> int:
     """The most claims that can be read off the events in order; several claims may be of one event."""
     best = [0] * (len(events) + 1)  # best[i]: of the claims so far, read off the first i events
     for claim in told:
@@ -234,13 +216,8 @@ def _in_order(told: Sequence[str], events: Sequence[set[str]]) -> int:
     return best[-1]
 
 
-def _places(lexicon: str, text: str, language: Language) -> list[int]:
-    expression = load_lexicon(lexicon).regex(language)
-    return [match.start() for match in re.finditer(expression, text)] if expression else []
-
-
 def _grams(text: str, size: int, language: Language) -> list[tuple[str, ...]]:
-    tokens = _TOKEN[language].findall(text.lower())
+    tokens = [token for token in _TOKEN[language].findall(text.lower()) if token not in _PARTICLES]
     return [tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1)]
 
 
@@ -255,3 +232,9 @@ class VideoStage(ScoreStage):
 
     def __init__(self) -> None:
         super().__init__((Motion(), Order(), Stream()))
+
+    def prepare(self, units: pl.DataFrame, language: Language) -> pl.DataFrame:
+        """What the texts of videos claim: the columns of `stages.score.claims.said_of`, read once a text."""
+        texts = units.filter(pl.col("task").is_in(["video", "stream"]))["text"].drop_nulls().unique()
+        said = said_of(texts, language).with_columns(text=texts)
+        return units.join(said, on="text", how="left", maintain_order="left")

@@ -11,7 +11,8 @@ from schemas.arrow import to_table
 from schemas.caption import Language
 from schemas.keys import digest_value
 from stages.base import checked
-from stages.score.video import Spell, VideoScoreUnit, VideoStage, claims, copied_share
+from stages.score.claims import claims
+from stages.score.video import Spell, VideoScoreUnit, VideoStage, copied_share
 
 
 def spells(*motions: str) -> list[Spell]:
@@ -106,6 +107,7 @@ def test_history() -> None:
     assert copied_share(before, before, "en") == 1.0
     assert copied_share("Now it turns upwards and grows in the middle.", before, "en") == 0.0
     assert copied_share("It stops.", before, "en") is None
+    assert copied_share("It moves slowly to the right.", before, "en") == 0.5
     assert copied_share(before, None, "en") is None
     half = copied_share(
         "一个红色的大圆形向左移动，然后停下来不再移动了", "一个红色的大圆形向左移动，后来离开画面", "zh"
@@ -113,6 +115,32 @@ def test_history() -> None:
     assert half is not None
     assert 0.05 < half < 0.8
     assert stream(before, "moving left", history=before)["history_copied"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "history", "language"),
+    [
+        (
+            "Wagging its tail happily, the brown dog runs across the yard to the gate and barks.",
+            "The brown dog runs across the yard to the gate, wagging its tail happily, and barks.",
+            "en",
+        ),
+        (
+            "一只棕色小狗跑过了院子，来到大门口，高兴摇着尾巴。",
+            "一只棕色的小狗跑过院子来到大门口，高兴地摇着尾巴。",
+            "zh",
+        ),
+        (
+            "高兴地摇着尾巴，一只棕色的小狗跑过院子来到大门口。",
+            "一只棕色的小狗跑过院子来到大门口，高兴地摇着尾巴。",
+            "zh",
+        ),
+    ],
+)
+def test_a_copy_with_light_edits_is_still_a_copy(text: str, history: str, language: Language) -> None:
+    share = copied_share(text, history, language)
+    assert share is not None
+    assert share >= 0.5
 
 
 def test_visibility_is_null_for_absence() -> None:
