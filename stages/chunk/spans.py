@@ -149,22 +149,25 @@ def _joined(spans: Sequence[Span], same: Any) -> list[Span]:
 def described(spans: Sequence[Span], measured: Sequence[Span]) -> list[Span]:
     """Spans of another back end with the motion that was measured during them: the words of the longest stretches.
 
-    Words of stretches that fill at least a quarter of a span are told, in order of time.
+    Words of stretches that fill at least a quarter of a span are told, in order of time. Where these tell of nothing
+    but stillness, those of the longest that lies by half or more within the span are: two steps in a long span are
+    motion all the same.
     """
-    out = []
-    for span in spans:
-        if span.absent:
-            out.append(span)
+    return [span if span.absent else _described(span, measured) for span in spans]
+
+
+def _described(span: Span, measured: Sequence[Span]) -> Span:
+    words: list[str] = []
+    brief: tuple[float, list[str]] = (0.0, [])
+    moved = 0.0
+    for stretch in measured:
+        shared = min(span.end_s, stretch.end_s) - max(span.start_s, stretch.start_s)
+        if shared <= 0 or stretch.absent:
             continue
-        words: list[str] = []
-        moved = 0.0
-        for stretch in measured:
-            shared = min(span.end_s, stretch.end_s) - max(span.start_s, stretch.start_s)
-            if shared <= 0 or stretch.absent:
-                continue
-            moved += (stretch.displacement or 0.0) * shared / stretch.length_s
-            if shared >= 0.25 * span.length_s:
-                words += [word for word in (stretch.motion or "").split(", ") if word and word not in words]
-        words = [word for word in words if word != "still"] or ["still"]
-        out.append(replace(span, motion=", ".join(words), displacement=moved))
-    return out
+        moved += (stretch.displacement or 0.0) * shared / stretch.length_s
+        told = [word for word in (stretch.motion or "").split(", ") if word and word != "still"]
+        if shared >= 0.25 * span.length_s:
+            words += [word for word in told if word not in words]
+        elif told and shared >= 0.5 * stretch.length_s and shared > brief[0]:
+            brief = (shared, told)
+    return replace(span, motion=", ".join(words or brief[1] or ["still"]), displacement=moved)

@@ -80,6 +80,8 @@ class ChunkStage(Stage):
 
     def settings(self) -> dict[str, Any]:
         settings = self.config.model_dump(mode="json", exclude={"file", "shots", "uniform_s"})
+        if self.config.backend != "motion":
+            settings["described"] = 2  # raised when `spans.described` would tell the same spans in other words
         if self.config.backend == "file":
             settings["spans"] = digest_value(self._spans).hex()
         if self.config.backend == "shots":

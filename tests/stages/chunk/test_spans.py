@@ -89,3 +89,15 @@ def test_words_of_long_stretches_are_told() -> None:
     assert told.motion == "moving left"
     assert told.displacement == pytest.approx(0.2)
     assert described([Span(2.5, 4)], measured)[0].motion == "still"
+
+
+def test_a_short_motion_in_a_long_span_is_not_called_stillness() -> None:
+    measured = [
+        Span(0, 9, motion="still", displacement=0.0),
+        Span(9, 10, motion="moving right", displacement=0.1),
+        Span(10, 20, motion="still", displacement=0.0),
+    ]
+    (told,) = described([Span(0, 20)], measured)
+    assert told.motion == "moving right"
+    one, two = described([Span(0, 9.2), Span(9.2, 20)], measured)
+    assert (one.motion, two.motion) == ("still", "moving right")
