@@ -32,7 +32,7 @@ def decision_fingerprint(policy: Policy, now: Corpus) -> bytes:
     inputs: list[Any] = [now.scored_digest() if scored is None else scored.content]
     if commits := now.view.commits(VERDICTS, VERDICTS_PRINT):
         inputs.append(sorted(commit.name for commit in commits))
-    return digest_value({"stage": "decide", "version": 2, "policy": policy_digest(policy), "inputs": inputs})
+    return digest_value({"stage": "decide", "version": 3, "policy": policy_digest(policy), "inputs": inputs})
 
 
 def verdicts_of(now: Corpus) -> pl.DataFrame:

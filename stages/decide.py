@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from stages.checks import SCOPE, Hits, hits_of
+from stages.draws import drawn
 from stages.policy import Cap, Policy, PolicyError, validate_policy
 
 NEEDED = ("caption_key", "region_key", "digest", "status", "task", "language", "event_index")
@@ -114,7 +115,7 @@ def _over(decisions: pl.DataFrame, frame: pl.DataFrame, cap: Cap) -> pl.Series:
         scope = scope & pl.col(name).is_in(wanted) if wanted else scope
     kept = frame.select({*cap.by, *SCOPE, "caption_key"}).with_row_index("_row")
     kept = kept.filter((decisions["status"] == "ok") & pl.Series(frame.select(scope.alias("s")).to_series()))
-    ordered = kept.with_columns(_draw=pl.col("caption_key").hash(cap.seed)).sort("_draw", "caption_key")
+    ordered = kept.with_columns(_draw=drawn(kept["caption_key"], cap.seed)).sort("_draw", "caption_key")
     beyond = ordered.filter(pl.int_range(pl.len()).over(list(cap.by)) >= cap.max)["_row"].to_numpy()
     over = np.zeros(len(frame), np.bool_)
     over[beyond] = True

@@ -14,10 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from schemas.arrow import arrow_schema, conform
 from schemas.caption import Task
 from stages.base import with_digest
+from stages.draws import drawn
 from stages.score.base import ScoreRow
 from stages.score.text import TOKEN
 
-CORPUS_VERSION = 1
+CORPUS_VERSION = 2
 TABLE = "scores/corpus"
 _SLICE = 100_000
 _MIX = np.uint64(0x9E3779B97F4A7C15)
@@ -72,7 +73,7 @@ def corpus_scores(captions: pl.DataFrame, config: DuplicatesConfig) -> pa.Table:
     """
     told = captions.filter((pl.col("status") == "ok") & pl.col("text").is_not_null())
     told = told.select("caption_key", "region_key", "task", "language", "text", input_digest="digest")
-    told = told.with_columns(_draw=pl.col("caption_key").hash(config.seed)).sort("_draw", "caption_key")
+    told = told.with_columns(_draw=drawn(told["caption_key"], config.seed)).sort("_draw", "caption_key")
     scored = [told.clear().select("caption_key", *_empty())]
     for (task, language), part in told.group_by("task", "language", maintain_order=True):
         if task in config.tasks:
