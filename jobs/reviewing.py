@@ -64,10 +64,11 @@ def review_import(
 
     judged = read_verdicts(verdicts)
     with session_of(find_config(config, []), free=True) as session:
-        take_verdicts(session, judged)
+        taken = take_verdicts(session, judged)
         run_phases(session, ("score", "decide", "pack"))
     done = {
-        "verdicts": len(judged),
+        "verdicts": taken,
+        "captioned_anew": len(judged) - taken,
         "corrections": session.result.done.get("review", 0),
         "pack": session.result.pack_id,
     }
@@ -86,16 +87,21 @@ def calibrate(
 ) -> None:
     """Say of each check how right it is by people's verdicts, and which threshold would be as precise as wanted."""
     from pipeline.looking import evaluation_of, open_corpus
-    from stages.review import check_quality, curves, read_verdicts, suggestions
+    from stages.calibration import check_quality, curves, suggestions
+    from stages.review import read_verdicts, still_said
 
-    now, judged = open_corpus(find_config(config, [])), read_verdicts(verdicts)
+    now, read = open_corpus(find_config(config, [])), read_verdicts(verdicts)
+    judged = still_said(now.captions, read)
     quality = check_quality(evaluation_of(now), judged)
     better = suggestions(now.scored, now.policy, judged, precision)
     if curves_to is not None:
         curves(now.scored, now.policy, judged).write_csv(curves_to)
     if json:
-        print_json({"checks": quality.to_dicts(), "thresholds": better.to_dicts()})
+        anew = len(read) - len(judged)
+        print_json({"checks": quality.to_dicts(), "thresholds": better.to_dicts(), "captioned_anew": anew})
         return
+    if len(read) > len(judged):
+        out.print(f"{len(read) - len(judged)} verdicts are left out: their captions have another text by now")
     out.print(frame_table(quality.filter(pl.col("labelled") > 0), "checks against people"))
     out.print(frame_table(better, f"thresholds for a precision of {precision}"))
 

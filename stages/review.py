@@ -1,10 +1,12 @@
-"""Review and calibration: a sample for people, their verdicts read back, and what these say of each check."""
+"""Review: a sample of captions for people, and their verdicts read back; `stages.calibration` reads them."""
 
 from __future__ import annotations
 
 import base64
 import csv
 import html
+import io
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,33 +17,41 @@ import pyarrow as pa
 from schemas.arrow import arrow_schema, conform
 from schemas.caption import Caption, HumanVerdict
 from schemas.geometry import Rle
+from schemas.keys import KEY_BYTES, digest_value
 from stages.base import UnitError, with_digest
-from stages.decide import HUMAN, Evaluation
+from stages.decide import HUMAN
+from stages.draws import drawn
 from stages.masks import box_of, decode
-from stages.policy import Check, Policy
 from stages.score.pixels import load_frame
 from stages.views.config import ViewConfig
 from stages.views.encode import to_picture
 from stages.views.images import render
 
-FIELDS = ("caption_key", "task", "language", "source_label", "status", "reason", "text", "verdict", "correction")
+STRATUM = ("source", "task", "language", "reason")
+FIELDS = (
+    "caption_key", "source", "task", "language", "source_label", "status", "reason", "weight", "text_digest", "text",
+    "verdict", "correction",
+)  # fmt: skip
 VERDICTS = ("keep", "drop")
 
 
 def review_sample(
     captions: pl.DataFrame, decisions: pl.DataFrame, per_stratum: int = 20, seed: int = 0
 ) -> pl.DataFrame:
-    """At most `per_stratum` captions of each task, language and reason (kept ones have none), drawn by their keys.
+    """At most `per_stratum` captions of each source, task, language and reason (kept ones have none), by a seeded draw.
 
     Returns the columns of `captions` with the decision's `status` and `reason` and its stratum's `weight`: how many
-    captions one of the sample stands for.
+    captions one of the sample stands for. Captions without a column `source` are all of one.
     """
     decided = decisions.select("caption_key", "status", "reason").filter(pl.col("status").is_in(["ok", "filtered"]))
     both = captions.drop("status", "reason", strict=False).join(decided, on="caption_key").drop_nulls("text")
-    stratum = ["task", "language", "reason"]
-    drawn = both.sort(pl.col("caption_key").hash(seed)).with_columns(_all=pl.len().over(stratum))
-    drawn = drawn.filter(pl.int_range(pl.len()).over(stratum) < per_stratum)
-    return drawn.with_columns(weight=pl.col("_all") / pl.len().over(stratum)).drop("_all").sort(*stratum, "caption_key")
+    stratum = [name for name in STRATUM if name in both.columns]
+    draw = both.with_columns(_draw=drawn(both["caption_key"], seed)).sort("_draw", "caption_key").drop("_draw")
+    sample = draw.with_columns(_all=pl.len().over(stratum))
+    sample = sample.filter(pl.int_range(pl.len()).over(stratum) < per_stratum)
+    return (
+        sample.with_columns(weight=pl.col("_all") / pl.len().over(stratum)).drop("_all").sort(*stratum, "caption_key")
+    )
 
 
 def write_csv(sample: pl.DataFrame, path: Path) -> None:
@@ -51,7 +61,8 @@ def write_csv(sample: pl.DataFrame, path: Path) -> None:
         writer.writeheader()
         for row in sample.iter_rows(named=True):
             shown = {name: row.get(name) for name in FIELDS}
-            writer.writerow({**shown, "caption_key": row["caption_key"].hex(), "verdict": "", "correction": ""})
+            known = {"caption_key": row["caption_key"].hex(), "text_digest": text_digest(row["text"])}
+            writer.writerow({**shown, **known, "verdict": "", "correction": ""})
 
 
 def write_page(sample: pl.DataFrame, path: Path, storage_options: Mapping[str, Any] | None = None) -> None:
@@ -64,33 +75,68 @@ def write_page(sample: pl.DataFrame, path: Path, storage_options: Mapping[str, A
     path.write_text(template.replace("{{cards}}", "\n".join(cards)), encoding="utf-8")
 
 
-def read_verdicts(path: Path) -> pl.DataFrame:
-    """Verdicts of people: columns caption_key, verdict (keep, drop) and correction (null for none).
+def text_digest(text: str) -> str:
+    """What a sheet says of the text that was judged (hexadecimal)."""
+    return digest_value(text).hex()
 
-    Rows without a verdict or correction are left out; a correction alone means keep. Raises `ValueError` naming file,
-    line and fix.
+
+def read_verdicts(path: Path) -> pl.DataFrame:
+    """Verdicts of people: columns caption_key, verdict (keep, drop), correction (null for none), weight, text_digest.
+
+    Rows without a verdict or correction are left out; a correction alone means that the corrected caption is to be
+    kept. `weight` is how many captions of the corpus a judged one stands for: the sheet's, shared out among those of
+    its stratum that were judged, 1 in a sheet without weights. `text_digest` is null in a sheet that has none.
+    Raises `ValueError` naming file, line and fix.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
+    listed: Counter[tuple[str | None, ...]] = Counter()
     with path.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.DictReader(stream)
         if missing := {"caption_key", "verdict"} - set(reader.fieldnames or ()):
             raise ValueError(f"{path}: the header lacks {', '.join(sorted(missing))}")
         for row in reader:
-            verdict = (row["verdict"] or "").strip().lower()
-            correction = (row.get("correction") or "").strip() or None
-            if not verdict and not correction:
-                continue
-            if verdict not in VERDICTS and not (correction and not verdict):
-                raise ValueError(f"{path}, line {reader.line_num}: verdict {verdict!r}; write keep or drop")
-            try:
-                key = bytes.fromhex(row["caption_key"])
-            except ValueError:
-                key = b""
-            if len(key) != 16:
-                raise ValueError(f"{path}, line {reader.line_num}: {row['caption_key']!r} is no caption key")
-            rows.append({"caption_key": key, "verdict": verdict or "keep", "correction": correction})
-    schema = {"caption_key": pl.Binary, "verdict": pl.String, "correction": pl.String}
+            stratum = tuple(row.get(name) for name in STRATUM)
+            listed[stratum] += 1
+            if judged := _verdict(row, f"{path}, line {reader.line_num}"):
+                rows.append({**judged, "stratum": stratum})
+    counts = Counter(row["stratum"] for row in rows)
+    for row in rows:
+        stratum = row.pop("stratum")
+        row["weight"] *= listed[stratum] / counts[stratum]
+    schema = {"caption_key": pl.Binary, "verdict": pl.String, "correction": pl.String, "weight": pl.Float64,
+              "text_digest": pl.String}  # fmt: skip
     return pl.DataFrame(rows, schema=schema).unique("caption_key", keep="last", maintain_order=True)
+
+
+def _verdict(row: Mapping[str, str | None], place: str) -> dict[str, Any] | None:
+    """What a line of a sheet says, or None where nothing is filled in."""
+    verdict = (row["verdict"] or "").strip().lower()
+    correction = (row.get("correction") or "").strip() or None
+    if not verdict and not correction:
+        return None
+    if verdict not in VERDICTS and not (correction and not verdict):
+        raise ValueError(f"{place}: verdict {verdict!r}; write keep or drop")
+    try:
+        key, weight = bytes.fromhex(row["caption_key"] or ""), float(row.get("weight") or 1)
+    except ValueError:
+        key, weight = b"", 0.0
+    if len(key) != KEY_BYTES or not weight > 0:
+        raise ValueError(f"{place}: {row['caption_key']!r} is no caption key, or {row.get('weight')!r} no weight")
+    digest = (row.get("text_digest") or "").strip() or None
+    return {"caption_key": key, "verdict": verdict or "keep", "correction": correction, "weight": weight,
+            "text_digest": digest}  # fmt: skip
+
+
+def still_said(captions: pl.DataFrame, verdicts: pl.DataFrame) -> pl.DataFrame:
+    """The verdicts whose captions still have the text that was judged.
+
+    A verdict of a sheet without digests is taken to be of the text as it is now; one of a caption that is not there
+    any more is left out.
+    """
+    now = captions.drop_nulls("text").join(verdicts, on="caption_key", how="semi").select("caption_key", "text")
+    digests = pl.Series([text_digest(text) for text in now["text"]], dtype=pl.String)
+    known = verdicts.join(now.select("caption_key", _now=digests), on="caption_key", maintain_order="left")
+    return known.filter(pl.col("text_digest").is_null() | (pl.col("text_digest") == pl.col("_now"))).drop("_now")
 
 
 def verdict_rows(captions: pl.DataFrame, verdicts: pl.DataFrame) -> pa.Table:
@@ -119,106 +165,23 @@ def human_captions(captions: pl.DataFrame, verdicts: pl.DataFrame) -> pa.Table:
     return with_digest(conform(rows.to_arrow(), arrow_schema(Caption)), Caption)
 
 
-def check_quality(evaluation: Evaluation, verdicts: pl.DataFrame) -> pl.DataFrame:
-    """Each check against people: of the labelled captions it spoke against, how many a person drops too.
-
-    Columns: reason, labelled (captions it ran on), hits, right, precision, recall (of what people drop).
-    """
-    said = [evaluation.hits.column(check.reason) for check in evaluation.policy.checks]
-    hits = evaluation.decisions.select("caption_key", *said).join(verdicts, on="caption_key")
-    bad = pl.col("verdict") == "drop"
-    rows = []
-    for check in evaluation.policy.checks:
-        ran = hits.filter(pl.col(check.reason).is_not_null())
-        spoke = ran.filter(pl.col(check.reason))
-        right, wanted = len(spoke.filter(bad)), len(ran.filter(bad))
-        rows.append(
-            {
-                "reason": check.reason,
-                "labelled": len(ran),
-                "hits": len(spoke),
-                "right": right,
-                "precision": right / len(spoke) if len(spoke) else None,
-                "recall": right / wanted if wanted else None,
-            }
-        )
-    return pl.DataFrame(rows, schema_overrides={"precision": pl.Float64, "recall": pl.Float64})
-
-
-def threshold_curve(scores: pl.DataFrame, column: str, verdicts: pl.DataFrame, high_is_bad: bool) -> pl.DataFrame:
-    """What each possible threshold of a score would do: columns threshold, dropped, precision, recall.
-
-    A caption is dropped when its score is at or beyond the threshold (above it where `high_is_bad`, else below).
-    """
-    known = scores.select("caption_key", value=pl.col(column).cast(pl.Float64)).drop_nulls()
-    both = known.join(verdicts, on="caption_key").with_columns(bad=pl.col("verdict") == "drop")
-    counts = both.group_by("value").agg(pl.len().alias("n"), pl.col("bad").sum()).sort("value", descending=high_is_bad)
-    curve = counts.select(threshold="value", dropped=pl.col("n").cum_sum(), right=pl.col("bad").cum_sum())
-    total = int(both["bad"].sum())
-    return curve.select(
-        "threshold",
-        "dropped",
-        precision=pl.col("right") / pl.col("dropped"),
-        recall=pl.col("right") / total if total else pl.lit(None, pl.Float64),
-    )
-
-
-def suggest_threshold(curve: pl.DataFrame, precision: float) -> dict[str, Any] | None:
-    """The row of a curve with the highest recall at this precision or better (of these the one that drops least)."""
-    good = curve.filter(pl.col("precision") >= precision).sort(
-        "recall", "dropped", descending=[True, False], nulls_last=True
-    )
-    return good.row(0, named=True) if len(good) else None
-
-
-def curves(scores: pl.DataFrame, policy: Policy, verdicts: pl.DataFrame) -> pl.DataFrame:
-    """`threshold_curve` of every check of a policy whose scores people have judged, with `reason` and `column`."""
-    parts = []
-    for check in policy.checks:
-        if check.column not in scores.columns:
-            continue
-        only = [pl.col(name).is_in(list(wanted)) for name, wanted in check.only.model_dump().items() if wanted]
-        mine = scores.filter(only) if only else scores
-        curve = threshold_curve(mine, check.column, verdicts, high_is_bad(check))
-        parts.append(curve.select(pl.lit(check.reason).alias("reason"), pl.lit(check.column).alias("column"), pl.all()))
-    return pl.concat(parts) if parts else pl.DataFrame()
-
-
-def suggestions(scores: pl.DataFrame, policy: Policy, verdicts: pl.DataFrame, precision: float) -> pl.DataFrame:
-    """For each check the threshold with the highest recall at this precision or better, beside the policy's own.
-
-    Columns: reason, column, bound (the policy's), now, suggested (null where no threshold is as precise), precision,
-    recall, dropped. A suggested threshold drops what is at or beyond it.
-    """
-    rows: list[dict[str, Any]] = []
-    found = curves(scores, policy, verdicts)
-    for check in policy.checks:
-        mine = found.filter(pl.col("reason") == check.reason) if len(found) else found
-        if not len(mine):
-            continue
-        best = suggest_threshold(mine.drop("reason", "column"), precision) or {}
-        ((bound, now), *_) = check.given().items() or [(None, None)]
-        rows.append({"reason": check.reason, "column": check.column, "bound": bound, "now": now,
-                     "suggested": best.get("threshold"), "precision": best.get("precision"),
-                     "recall": best.get("recall"), "dropped": best.get("dropped")})  # fmt: skip
-    kinds = {"now": pl.Float64, "suggested": pl.Float64, "precision": pl.Float64, "recall": pl.Float64}
-    return pl.DataFrame(rows, schema_overrides={**kinds, "dropped": pl.Int64, "bound": pl.String})
-
-
-def high_is_bad(check: Check) -> bool:
-    """Whether a check speaks against high scores."""
-    bounds = set(check.given()) | {name for override in check.overrides for name in override.given()}
-    return bool(bounds & {"max", "below"}) and not bounds & {"min", "above"}
-
-
 def _card(row: dict[str, Any], storage_options: Mapping[str, Any]) -> str:
     said: Callable[[Any], str] = lambda value: html.escape(str(value if value is not None else ""))  # noqa: E731
     fate = said(row["status"]) + (f" ({said(row['reason'])})" if row.get("reason") else "")
     return (
-        f'<article data-key="{row["caption_key"].hex()}">{_picture(row, storage_options)}'
+        f'<article data-key="{row["caption_key"].hex()}" data-facts="{said(_facts(row))}">'
+        f"{_picture(row, storage_options)}"
         f"<p><b>{said(row.get('source_label'))}</b> {said(row['task'])}/{said(row['language'])}, {fate}</p>"
         f"<blockquote>{said(row['text'])}</blockquote></article>"
     )
+
+
+def _facts(row: dict[str, Any]) -> str:
+    """What a page's verdicts carry on beside the key, as the end of a line of their CSV."""
+    line = io.StringIO()
+    facts = [*(row.get(name) for name in STRATUM), row.get("weight"), text_digest(row["text"])]
+    csv.writer(line, lineterminator="").writerow(facts)
+    return line.getvalue()
 
 
 def _picture(row: dict[str, Any], storage_options: Mapping[str, Any]) -> str:

@@ -169,13 +169,17 @@ def test_a_judged_sample_says_how_good_each_check_is_and_which_threshold_would_d
     assert (check["reason"], check["labelled"], check["hits"]) == ("long", len(judged), hit.sum())
     assert check["precision"] == pytest.approx(bad.sum() / hit.sum())
     assert check["recall"] == 1.0
-    (better,) = said["thresholds"]
-    assert (better["bound"], better["now"]) == ("max", 3.0)
-    assert better["suggested"] == judged.filter(bad)["words"].min()
-    assert (better["precision"], better["recall"]) == (1.0, 1.0)
+    scopes = judged.with_columns(bad=bad).partition_by("task", "language", as_dict=True)
+    assert {(better["task"], better["language"]) for better in said["thresholds"]} == set(scopes)
     curve = pl.read_csv(curves)
-    assert curve["threshold"].to_list() == sorted(judged["words"].unique().to_list(), reverse=True)
-    assert curve["dropped"].to_list()[-1] == len(judged)
+    for better in said["thresholds"]:
+        mine = scopes[better["task"], better["language"]]
+        assert (better["bound"], better["now"]) == ("max", 3.0)
+        assert better["suggested"] == mine.filter("bad")["words"].min()
+        assert better["recall"] == (1.0 if mine["bad"].any() else None)
+        steps = curve.filter(task=better["task"], language=better["language"])
+        assert steps["threshold"].to_list() == sorted(mine["words"].unique().to_list(), reverse=True)
+        assert steps["dropped"].to_list()[-1] == len(mine)
     told = CliRunner().invoke(app, ["calibrate", str(config), str(sheet)]).output
     assert "checks against people" in told
     assert "thresholds for a precision of 0.95" in told

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import html
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +15,15 @@ from PIL import Image
 
 from schemas.arrow import from_table, to_table
 from schemas.caption import Caption
+from stages.calibration import check_quality, curves, suggest_threshold, suggestions, threshold_curve
 from stages.decide import evaluate
 from stages.masks import encode
 from stages.policy import Policy
 from stages.review import (
-    check_quality,
-    curves,
     human_captions,
     read_verdicts,
     review_sample,
-    suggest_threshold,
-    suggestions,
-    threshold_curve,
+    still_said,
     verdict_rows,
     write_csv,
     write_page,
@@ -150,3 +149,89 @@ def test_a_threshold_is_suggested_for_a_wanted_precision(captions: pl.DataFrame)
     curve = curves(captions, POLICY, verdicts)
     assert curve["reason"].unique().to_list() == ["stub"]
     assert curve["dropped"].to_list() == list(range(1, 41))
+
+
+def test_a_sample_takes_some_of_every_source(captions: pl.DataFrame) -> None:
+    two = captions.with_columns(source=pl.when(pl.col("words") < 37).then(pl.lit("coco")).otherwise(pl.lit("lvis")))
+    sample = review_sample(two, evaluate(two, POLICY).decisions, per_stratum=3)
+    assert sample.group_by("source", "reason").len().sort("source", "reason").rows() == [
+        ("coco", None, 3), ("coco", "stub", 3), ("lvis", None, 3),
+    ]  # fmt: skip
+    assert sample["weight"].sum() == pytest.approx(len(two))
+
+
+def test_a_correction_says_that_the_check_was_right(captions: pl.DataFrame, tmp_path: Path) -> None:
+    evaluation, path = evaluate(captions, POLICY), tmp_path / "sample.csv"
+    write_csv(review_sample(captions, evaluation.decisions, per_stratum=100), path)
+    verdicts = labelled(path, {key(f"c{i}").hex(): ("keep" if i % 2 else "", "A better text.") for i in range(4)})
+    row = check_quality(evaluation, verdicts).row(0, named=True)
+    assert (row["hits"], row["right"], row["precision"], row["recall"]) == (4, 4, 1.0, 1.0)
+    assert threshold_curve(captions, "words", verdicts, high_is_bad=False)["precision"].to_list() == [1.0] * 4
+
+
+def test_shares_are_those_of_the_corpus(captions: pl.DataFrame, tmp_path: Path) -> None:
+    """Five stubs, all bad; of 35 kept captions five are judged, of which one is bad: seven in the corpus."""
+    evaluation, path = evaluate(captions, POLICY), tmp_path / "sample.csv"
+    write_csv(review_sample(captions, evaluation.decisions, per_stratum=10), path)
+    kept = [row["caption_key"] for row in csv.DictReader(path.open(encoding="utf-8")) if row["status"] == "ok"][:5]
+    verdicts = labelled(
+        path,
+        {key(f"c{i}").hex(): ("drop", "") for i in range(5)}
+        | dict.fromkeys(kept, ("keep", ""))
+        | {kept[0]: ("drop", "")},
+    )
+    assert verdicts["weight"].sum() == pytest.approx(40)
+    row = check_quality(evaluation, verdicts).row(0, named=True)
+    assert (row["labelled"], row["hits"], row["right"], row["precision"]) == (10, 5, 5, 1.0)
+    assert row["recall"] == pytest.approx(5 / 12)
+    curve = threshold_curve(captions, "words", verdicts, high_is_bad=False)
+    assert curve["precision"].to_list()[-1] == pytest.approx(12 / 40)
+
+
+def test_a_verdict_on_another_text_is_not_taken(captions: pl.DataFrame, tmp_path: Path) -> None:
+    path = tmp_path / "sample.csv"
+    write_csv(review_sample(captions, evaluate(captions, POLICY).decisions, per_stratum=100), path)
+    verdicts = labelled(path, {key(f"c{i}").hex(): ("drop", "") for i in (1, 2, 30)})
+    anew = captions.with_columns(
+        text=pl.when(pl.col("caption_key") == key("c2")).then(pl.lit("Another.")).otherwise("text")
+    )
+    assert len(still_said(captions, verdicts)) == 3
+    assert set(still_said(anew, verdicts)["caption_key"]) == {key("c1"), key("c30")}
+    assert set(still_said(anew.filter(pl.col("caption_key") != key("c1")), verdicts)["caption_key"]) == {key("c30")}
+    path.write_text(f"caption_key,verdict\n{key('c2').hex()},drop\n")
+    assert len(still_said(anew, read_verdicts(path))) == 1
+
+
+def test_what_the_page_saves_is_read_like_the_sheet(captions: pl.DataFrame, tmp_path: Path) -> None:
+    sample = review_sample(captions, evaluate(captions, POLICY).decisions, per_stratum=5)
+    write_csv(sample, tmp_path / "sheet.csv")
+    write_page(sample, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    (head,) = re.findall(r'"(caption_key,verdict[^"]*)\\n"', page)
+    cards = re.findall(r'data-key="(\w+)" data-facts="([^"]*)"', page)
+    lines = [f'{caption},drop,"",{html.unescape(facts)}' for caption, facts in cards]
+    (tmp_path / "verdicts.csv").write_text("\n".join([head, *lines]) + "\n")
+    saved = read_verdicts(tmp_path / "verdicts.csv")
+    sheet = labelled(tmp_path / "sheet.csv", {caption: ("drop", "") for caption, _ in cards})
+    assert saved.sort("caption_key").equals(sheet.sort("caption_key"))
+
+
+def test_thresholds_are_suggested_for_each_task_language_and_side(captions: pl.DataFrame) -> None:
+    """Good English has 10 to 29 words, good Chinese 20 to 39; the policy's bounds differ by language."""
+    zh = captions.with_columns(language=pl.lit("zh"), caption_key=pl.col("region_key"))
+    both = pl.concat([captions, zh])
+    low = pl.when(pl.col("language") == "zh").then(20).otherwise(10)
+    good = pl.col("words").is_between(low, low + 19)
+    verdicts = both.select("caption_key", verdict=pl.when(good).then(pl.lit("keep")).otherwise(pl.lit("drop")))
+    check = {"reason": "length", "column": "words", "min": 5, "max": 30,
+             "overrides": [{"when": {"language": "zh"}, "min": 15}]}  # fmt: skip
+    found = suggestions(both, Policy.model_validate({"name": "p", "checks": [check]}), verdicts, precision=1.0)
+    assert found.select("task", "language", "bound", "now", "suggested").rows() == [
+        ("brief", "en", "min", 5.0, 9.0),
+        ("brief", "en", "max", 30.0, 30.0),
+        ("brief", "zh", "min", 15.0, 19.0),
+        ("brief", "zh", "max", 30.0, None),
+    ]
+    check["overrides"] = [{"when": {"language": "zh"}, "skip": True}]
+    found = suggestions(both, Policy.model_validate({"name": "p", "checks": [check]}), verdicts, precision=1.0)
+    assert found["language"].to_list() == ["en", "en"]
