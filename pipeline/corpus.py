@@ -17,6 +17,7 @@ from schemas.base import Record
 from schemas.caption import NO_EVENT, Language, Task
 from schemas.keys import digest_columns
 from schemas.region import HintKind
+from stages.draws import drawn
 
 GEOMETRY = ("media_key", "kind", "frame_index", "time_s", "box", "points", "polygons", "mask", "track")
 MEDIA_COLUMNS = ("media_key", "width", "height", "num_frames", "fps", "duration_s", "orientation", "group_key")
@@ -27,6 +28,8 @@ MASK_SCORES = (
 BOOKKEEPING = ("input_digest", "digest", "status", "reason", "attempts", "message")
 SEED_NAMES = {"box": "seed_box", "points": "seed_points", "polygons": "seed_polygons", "mask": "seed_mask"}
 VIDEO_TASKS: tuple[Task, ...] = ("video", "stream")
+MOST_OTHERS = 32
+"""Of how many captions of a media the texts are told to rules that compare a caption with what is said of others."""
 
 
 @dataclass(frozen=True)
@@ -299,12 +302,18 @@ def score_frame(
 
 
 def _said_of_others(told: pl.DataFrame) -> pl.DataFrame:
-    """For each caption the texts of other regions of its media: columns caption_key and neighbour_texts."""
+    """For each caption the texts of other regions of its media: columns caption_key and neighbour_texts.
+
+    Of a media with many regions the texts of `MOST_OTHERS` captions stand for all (of each task, language and event),
+    drawn by their keys: all pairs of a media with a thousand regions would be a million texts.
+    """
     place = ["media_key", "task", "language", "event_index"]
     mine = told.select("caption_key", "region_key", "text", *place).drop_nulls("text")
-    pairs = mine.join(mine.select("region_key", "text", *place), on=place, suffix="_other")
+    shuffled = mine.with_columns(_draw=drawn(mine["caption_key"], 0)).sort("_draw", "caption_key")
+    chosen = shuffled.filter(pl.int_range(pl.len()).over(place) < MOST_OTHERS).select("region_key", "text", *place)
+    pairs = mine.select("caption_key", "region_key", *place).join(chosen, on=place, suffix="_other")
     others = pairs.filter(pl.col("region_key") != pl.col("region_key_other"))
-    return others.group_by("caption_key").agg(neighbour_texts=pl.col("text_other").unique().sort())
+    return others.group_by("caption_key").agg(neighbour_texts=pl.col("text").unique().sort())
 
 
 def score_units(frame: pl.DataFrame, unit: type[Record], reads: Sequence[str]) -> pa.Table:
