@@ -44,10 +44,13 @@ LEFT = {
         "The dog's position changes to the left.", "Leftward motion of the dog.", "To the left moves the dog.",
         "The dog trots across the lawn to the left.", "The dog runs from the right side towards the left side.",
         "The dog walks past the house towards the left.", "The dog moves down and to the left.",
+        "The child rides a bike to the left.", "The truck reverses to the left.", "The skier goes along, veering left.",
+        "The white car on the right side of the road drives to the left.",
     ),
     "zh": (
         "小狗左移。", "小狗移向左侧。", "小狗移到左边。", "小狗移动到左侧。", "小狗朝左运动。", "小狗向左平移。",
         "小狗向画面左侧移动。", "小狗滑向左边。", "小狗从右边移到左边。", "小狗从右向左移动。",
+        "一把红色的椅子向左移动。", "可以看到小狗在树旁边向左移动。", "小狗将向左移动。",
     ),
 }  # fmt: skip
 UP = {
@@ -110,6 +113,11 @@ INNOCENT = (
     ("The woman stands there and the ball rolls away.", "still", "en"),
     ("镜头向左移动，小狗向右跑。", "moving right", "zh"),
     ("他把球扔向左边。", "moving right", "zh"),
+    ("另一只狗向左跑，小狗保持静止。", "still", "zh"),
+    ("一名运动员站着。", "still", "zh"),
+    ("The car is stationary while other cars drive past.", "still", "en"),
+    ("The man runs his fingers through his hair.", "still", "en"),
+    ("A man stands up and leaves the room.", "moving right", "en"),
 )
 
 
