@@ -234,7 +234,8 @@ class VideoStage(ScoreStage):
         super().__init__((Motion(), Order(), Stream()))
 
     def prepare(self, units: pl.DataFrame, language: Language) -> pl.DataFrame:
-        """What the texts of videos claim: the columns of `stages.score.claims.said_of`, read once a text."""
-        texts = units.filter(pl.col("task").is_in(["video", "stream"]))["text"].drop_nulls().unique()
+        """What texts about events claim: the columns of `stages.score.claims.said_of`, read once a text."""
+        measurable = pl.col("events").is_not_null() | pl.col("absent").is_not_null()
+        texts = units.filter(measurable)["text"].drop_nulls().unique()
         said = said_of(texts, language).with_columns(text=texts)
         return units.join(said, on="text", how="left", maintain_order="left")

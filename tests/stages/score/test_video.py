@@ -154,6 +154,16 @@ def test_claims_come_in_the_order_told() -> None:
     assert claims("A star left of the square, in the upper part.", "en") == []
 
 
+def test_a_short_description_of_a_video_is_held_to_its_events_too() -> None:
+    key = digest_value("brief")
+    unit = VideoScoreUnit(
+        caption_key=key, region_key=key, input_digest=key, language="en", task="brief",
+        text="A cup that moves to the left.", events=spells("moving right"),
+    )  # fmt: skip
+    (row,) = [row for table in checked(VideoStage(), to_table([unit], VideoScoreUnit)) for row in table.to_pylist()]
+    assert row["motion_wrong_way"] == 1
+
+
 def test_captions_of_images_score_null() -> None:
     key = digest_value("image")
     unit = VideoScoreUnit(
