@@ -16,8 +16,8 @@ from stages.score.claims import LEXICONS, WAYS, claim_settings, in_turn, said_of
 
 OPPOSITE: Final = {"left": "right", "right": "left", "up": "down", "down": "up"}
 
-COPY_GRAM: Final = {"en": 3, "zh": 6}
-_TOKEN: Final = {"en": re.compile(r"[\w'’\-]+"), "zh": re.compile(r"[\u3400-\u9fff]|[A-Za-z]+|\d+")}
+COPY_GRAM: Final = {"en": 4, "zh": 6}
+_TOKEN: Final = {"en": re.compile(r"\d+\.\d+|[\w'’\-]+"), "zh": re.compile(r"[\u3400-\u9fff]|[A-Za-z]+|\d+")}
 _PARTICLES: Final = frozenset("的了着地得")
 """Chinese characters that may be put in or left out without saying anything else."""
 
@@ -111,8 +111,8 @@ class Order(Rule):
 class Stream(Rule):
     """Rule 19: an event caption that copies its history, or speaks of a target that can hardly be seen.
 
-    `history_copied` is the share of the text's runs of three words (Chinese: six characters, particles aside) that its
-    history holds, so that clauses told in another order are still found; null without history or under three words.
+    `history_copied` is the share of the text's runs of four words (Chinese: six characters, particles aside) that its
+    history holds, so that clauses told in another order are still found; null without history or under four words.
     `event_visible_share` is the share of the event's frames on which the target is visible, null where the event is one
     of absence.
     Source: FILTERS rule 19; repetition from history is a known flaw of PAM's streaming data.

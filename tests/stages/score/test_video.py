@@ -107,7 +107,7 @@ def test_history() -> None:
     assert copied_share(before, before, "en") == 1.0
     assert copied_share("Now it turns upwards and grows in the middle.", before, "en") == 0.0
     assert copied_share("It stops.", before, "en") is None
-    assert copied_share("It moves slowly to the right.", before, "en") == 0.5
+    assert copied_share("It moves slowly to the right.", before, "en") == pytest.approx(1 / 3)
     assert copied_share(before, None, "en") is None
     half = copied_share(
         "一个红色的大圆形向左移动，然后停下来不再移动了", "一个红色的大圆形向左移动，后来离开画面", "zh"
@@ -140,7 +140,7 @@ def test_history() -> None:
 def test_a_copy_with_light_edits_is_still_a_copy(text: str, history: str, language: Language) -> None:
     share = copied_share(text, history, language)
     assert share is not None
-    assert share >= 0.5
+    assert share >= 0.43  # the default policy's limit
 
 
 def test_visibility_is_null_for_absence() -> None:
