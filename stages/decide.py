@@ -107,7 +107,7 @@ def _capped(decisions: pl.DataFrame, frame: pl.DataFrame, policy: Policy) -> pl.
 
 
 def _over(decisions: pl.DataFrame, frame: pl.DataFrame, cap: Cap) -> pl.Series:
-    """Which kept captions are beyond the cap of their class, in an order drawn by the seed."""
+    """Which kept captions are beyond the cap of their class, in an order drawn by the seed. Null is no class."""
     if absent := [name for name in cap.by if name not in frame.columns]:
         raise PolicyError(f"cap {cap.reason!r} counts by {', '.join(absent)}, which captions do not have")
     scope = pl.lit(True)
@@ -115,6 +115,7 @@ def _over(decisions: pl.DataFrame, frame: pl.DataFrame, cap: Cap) -> pl.Series:
         scope = scope & pl.col(name).is_in(wanted) if wanted else scope
     kept = frame.select({*cap.by, *SCOPE, "caption_key"}).with_row_index("_row")
     kept = kept.filter((decisions["status"] == "ok") & pl.Series(frame.select(scope.alias("s")).to_series()))
+    kept = kept.drop_nulls(list(cap.by))
     ordered = kept.with_columns(_draw=drawn(kept["caption_key"], cap.seed)).sort("_draw", "caption_key")
     beyond = ordered.filter(pl.int_range(pl.len()).over(list(cap.by)) >= cap.max)["_row"].to_numpy()
     over = np.zeros(len(frame), np.bool_)

@@ -1,167 +1,177 @@
-"""What texts name: targets, their neighbours, and colours and numbers said of a target. Whole columns at a time."""
+"""What texts say of their targets and of other things, as columns: each distinct text is read once for each target."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import polars as pl
 
 from schemas.caption import Language
-from stages.score.words.tables import chinese_names, colours, names
+from stages.score import chinese, english, english_colours
+from stages.score.names import Hints, Names, classes_of, neighbour_names, target_names
 
-_PLURALS = ("", "s", "es", "'s")
-_NUMBERS = {
-    "en": {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
-           "several": 3, "many": 5, "multiple": 3, "numerous": 5, "various": 3, "both": 2,
-           "a group of": 3, "a bunch of": 3, "a row of": 3, "a couple of": 2, "a number of": 3, "a few": 3,
-           "a pair of": 2, "a cluster of": 3, "a set of": 3, "a collection of": 3, "a pile of": 3, "a stack of": 3,
-           "a handful of": 3, "dozens of": 12, "lots of": 5, "plenty of": 5, "a dozen": 12, "a crowd of": 5,
-           "a flock of": 3, "a herd of": 3},
-    "zh": {"两": 2, "二": 2, "三": 3, "四": 4, "五": 5, "六": 6, "七": 7, "八": 8, "九": 9, "十": 10, "几": 3, "多": 3,
-           "许多": 5, "一群": 3, "一排": 3, "一些": 3, "数": 3},
+_WHOLE = ("brief", "detailed", "video")
+
+
+class Said(NamedTuple):
+    """What one text says of its target: colours as bits over the colour table (0: none), how many there are (None:
+    it is not named), whether it is named, and the known classes that the text is about."""
+
+    colours: int
+    number: int | None
+    named: bool
+    classes: frozenset[str]
+
+
+class Reader:
+    """Reads texts of one language. It remembers what it has read, and is meant to live for one batch."""
+
+    def __init__(self, language: Language) -> None:
+        self.language: Language = language
+        self._words: dict[str, english.Words] = {}
+        self._said: dict[tuple[str, str | None, Hints], Said] = {}
+
+    def said(self, text: str, label: str | None, hints: Hints) -> Said:
+        """What a text says of a target with this label."""
+        key = (text, label, hints)
+        if key not in self._said:
+            target = target_names(label, hints, self.language)
+            self._said[key] = self._english(text, target) if self.language == "en" else self._chinese(text, target)
+        return self._said[key]
+
+    def near(self, text: str, label: str | None, hints: Hints, neighbours: Iterable[str]) -> tuple[int, bool]:
+        """How many of the neighbours a text names, and whether its first noun phrase is about one, not the target."""
+        target = target_names(label, hints, self.language)
+        others = [thing for name in sorted(set(neighbours)) if (thing := self._other(name, target)).all]
+        if self.language == "zh":
+            named = [thing for thing in others if chinese.find(text, thing)]
+            place = chinese.subject(text, [target, *named]) if named else None
+            return len(named), bool(place)
+        words = self._read(text)
+        named = [thing for thing in others if next(english.mentions(words, thing), None)]
+        if not named:
+            return 0, False
+        phrase = english.subject(words)
+        if phrase and any(phrase.start <= found.start < phrase.end for found in english.mentions(words, target)):
+            return len(named), False
+        return len(named), any(english.about(words, phrase, thing) for thing in named)
+
+    def names(self, text: str, thing: Names) -> bool:
+        """Whether a text names a thing."""
+        if self.language == "zh":
+            return chinese.find(text, thing) is not None
+        return next(english.mentions(self._read(text), thing), None) is not None
+
+    def _other(self, name: str, target: Names) -> Names:
+        thing = neighbour_names(name, self.language)
+        mine = set(target.all)
+        if not mine.intersection(thing.all):
+            return thing
+        if thing.all and thing.all[0] in mine:
+            return Names((), frozenset(), {})
+        starts = {first: ways for first, ways in thing.starts.items() if first not in target.starts}
+        return Names(tuple(name for name in thing.all if name not in mine), thing.classes, starts)
+
+    def _read(self, text: str) -> english.Words:
+        if text not in self._words:
+            self._words[text] = english.read(text)
+        return self._words[text]
+
+    def _english(self, text: str, target: Names) -> Said:
+        words = self._read(text)
+        first = next(english.mentions(words, target), None)
+        classes = classes_of(english.head_of(words, english.subject(words)), "en")
+        number = english.number_of(words, first) if first else None
+        return Said(english_colours.colours_of(words, target), number, first is not None, classes)
+
+    def _chinese(self, text: str, target: Names) -> Said:
+        span = chinese.find(text, target)
+        number = chinese.number_of(text, span) if span else None
+        return Said(chinese.colours_of(text, target), number, span is not None, frozenset())
+
+
+def hints_of(hints: list[dict[str, str]] | None) -> Hints:
+    """Hints of a unit's column as a value that can be remembered."""
+    return tuple((hint["kind"], hint["language"], hint["text"]) for hint in hints) if hints else ()
+
+
+def target_colours(units: pl.DataFrame, language: Language) -> pl.Series:
+    """The colours that each text says of its target, as bit masks; 0 where it says none."""
+    reader = Reader(language)
+    rows = units.select("text", "source_label", "hints").iter_rows()
+    told = [reader.said(text, label, hints_of(hints)).colours if text else 0 for text, label, hints in rows]
+    return pl.Series("_colours", told, pl.Int64)
+
+
+def readings(units: pl.DataFrame, language: Language) -> pl.DataFrame:
+    """What the rules of `stages.score.target` read, a row a unit: columns of `_COLUMNS`."""
+    reader = Reader(language)
+    fields = ("text", "source_label", "hints", "neighbours", "siblings", "task", "event_index", "label")
+    rows = [_reading(reader, *row) for row in units.select(fields).iter_rows()]
+    return pl.DataFrame(rows, schema=_COLUMNS, orient="row")
+
+
+_COLUMNS: dict[str, Any] = {
+    "_label_matches": pl.Int64, "_label_contradicts": pl.Int64, "_own": pl.Int64, "_near": pl.Int64,
+    "_about_other": pl.Int64, "_number": pl.Int64, "_colour_conflict": pl.Float64, "_count_conflict": pl.Float64,
+    "_name_conflict": pl.Float64,
 }  # fmt: skip
-_ZH_CROWDS = ("许多", "一群", "一排", "一些")
-_ZH_UNITS = "个|只|条|辆|架|张|把|位|名|头|匹|件|块|座|艘|台|本|朵|棵|根|支|枝|杯|瓶|盘|碗|双|对|组|群|排"
+
+
+def _reading(
+    reader: Reader, text: str | None, source_label: str | None, hints: list[dict[str, str]] | None,
+    neighbours: list[str] | None, siblings: list[dict[str, Any]] | None, task: str, event: int, label: str | None,
+) -> tuple[Any, ...]:  # fmt: skip
+    known = hints_of(hints)
+    target = target_names(source_label, known, reader.language)
+    given = text if task == "label" else label
+    matches = contradicts = None
+    if given and target.all:
+        matches, contradicts = _of_label(reader, given.replace("_", " "), source_label, known, neighbours or [])
+    if text is None or not target.all:
+        return (matches, contradicts, None, None, None, None, None, None, None)
+    said = reader.said(text, source_label, known)
+    near, about_other = reader.near(text, source_label, known, neighbours or [])
+    others = [
+        reader.said(one["text"], source_label, known)
+        for one in siblings or []
+        if one["text"] and one["language"] == reader.language and one["task"] in _WHOLE
+        and (one["task"], one["event_index"]) != (task, event)
+    ]  # fmt: skip
+    return (matches, contradicts, int(said.named), near, int(about_other), said.number, *_conflicts(said, others))
+
+
+def _of_label(
+    reader: Reader, given: str, label: str | None, hints: Hints, neighbours: list[str]
+) -> tuple[int, int | None]:
+    """Whether a teacher's label names the target, and whether it names something known to be another."""
+    target = target_names(label, hints, reader.language)
+    if reader.names(given, target):
+        return 1, 0
+    mine, theirs = target.classes, classes_of(given.strip(" .。").lower(), reader.language)
+    if mine and theirs:
+        return 0, int(not mine & theirs)
+    others = (neighbour_names(name, reader.language) for name in neighbours)
+    named = any(given.strip(" .。").lower() in other.all[:1] for other in others)
+    return 0, 1 if named else None
+
+
+def _conflicts(said: Said, others: list[Said]) -> tuple[float | None, float | None, float | None]:
+    """The shares of other captions of a region that contradict one on colours, on how many there are, on what it is."""
+    colours = [not said.colours & one.colours for one in others if said.colours and one.colours]
+    counts = [
+        (said.number > 1) != (one.number > 1) for one in others if said.number is not None and one.number is not None
+    ]
+    kinds = [not said.classes & one.classes for one in others if said.classes and one.classes]
+    return _share(colours), _share(counts), _share(kinds)
+
+
+def _share(clashes: list[bool]) -> float | None:
+    return sum(clashes) / len(clashes) if clashes else None
 
 
 def plain_label(label: pl.Expr) -> pl.Expr:
     """A source's label as people write it: lower case, no underscores, no remark in brackets."""
     bare = label.str.to_lowercase().str.replace_all(r"_?\([^)]*\)", "").str.replace_all(r"[_\-]+", " ")
     return bare.str.replace_all(r"\s+", " ").str.strip_chars()
-
-
-def padded(text: pl.Expr, language: Language) -> pl.Expr:
-    """A text in which a name is found as ` name `: lower case, punctuation as spaces. Chinese is left as it is."""
-    if language == "zh":
-        return text.fill_null("")
-    flat = text.fill_null("").str.to_lowercase().str.replace_all(r"[^\p{L}\p{N}']+", " ")
-    return pl.concat_str(pl.lit(" "), flat.str.strip_chars(), pl.lit(" "))
-
-
-def target_names(units: pl.DataFrame, language: Language) -> pl.DataFrame:
-    """All names under which a caption may speak of its target: columns `row` (its number in units) and `name`.
-
-    The source's label and its synonyms (label hints), common other names, in English also the head noun. Rows without
-    a label in the language have none.
-    """
-    rows = units.select("source_label", "hints").with_row_index("row")
-    labels = rows.select("row", name=plain_label(pl.col("source_label"))).drop_nulls()
-    if language == "zh":
-        labels = labels.with_columns(name=_translated(pl.col("name"))).drop_nulls()
-    hinted = (
-        rows.select("row", "hints")
-        .explode("hints")
-        .drop_nulls()
-        .unnest("hints")
-        .filter((pl.col("kind") == "label") & (pl.col("language") == language))
-        .select("row", name=plain_label(pl.col("text")))
-    )
-    own = pl.concat([labels, hinted])
-    table = [(label, other) for label, others in names(language).items() for other in others]
-    known = pl.DataFrame(table, schema={"name": pl.String, "other": pl.String}, orient="row")
-    others = own.join(known, on="name").select("row", name="other")
-    found = [own, others]
-    if language == "en":
-        found.append(own.with_columns(name=pl.col("name").str.split(" ").list.last()))
-    return pl.concat(found).filter(pl.col("name") != "").unique().sort("row", "name")
-
-
-def neighbour_names(units: pl.DataFrame, language: Language, targets: pl.DataFrame) -> pl.DataFrame:
-    """Names of other labelled regions of the media that are no names of the target: columns `row` and `name`."""
-    rows = units.select("neighbours").with_row_index("row").explode("neighbours").drop_nulls()
-    labels = rows.select("row", name=plain_label(pl.col("neighbours")))
-    if language == "zh":
-        labels = labels.with_columns(name=_translated(pl.col("name"))).drop_nulls()
-    return labels.filter(pl.col("name") != "").unique().join(targets, on=["row", "name"], how="anti")
-
-
-def mentioned(units: pl.DataFrame, found: pl.DataFrame, language: Language) -> pl.DataFrame:
-    """How often each name occurs in its row's text: `found` with a column `times`. Units need `_padded`."""
-    texts = units.select(text="_padded").with_row_index("row")
-    pairs = found.join(texts, on="row", maintain_order="left")
-    if language == "zh":
-        times = _occurrences("text", pl.col("name"))
-    else:
-        times = pl.sum_horizontal(_occurrences("text", pl.format(" {}{} ", "name", pl.lit(end))) for end in _PLURALS)
-    return pairs.with_columns(times=times).drop("text")
-
-
-def _occurrences(text: str, name: pl.Expr) -> pl.Expr:
-    return pl.col(text).str.split(name).list.len().cast(pl.Int64) - 1
-
-
-def by_row(found: pl.DataFrame, values: Sequence[pl.Expr], height: int) -> pl.DataFrame:
-    """`values` aggregated for each row number from 0 to `height`; null for rows that `found` does not name."""
-    rows = pl.DataFrame({"row": pl.int_range(height, dtype=pl.UInt32, eager=True)})
-    grouped = found.group_by("row").agg(*values)
-    return rows.join(grouped, on="row", how="left", maintain_order="left").drop("row")
-
-
-def said_of_target(units: pl.DataFrame, language: Language, targets: pl.DataFrame) -> pl.DataFrame:
-    """What stands directly before the target's first mention, and what is said of it with a form of to be.
-
-    One text a row (columns `row`, `before`, `after`, and `again`: what stands behind its last mention), for rows whose
-    text names the target.
-    """
-    texts = units.select(text="_padded").with_row_index("row")
-    pairs = targets.join(texts, on="row", maintain_order="left")
-    name = pl.col("name") if language == "zh" else pl.format(" {}", "name")
-    cut = pairs.with_columns(parts=pl.col("text").str.splitn(name, 2))
-    parts = pl.col("parts").struct
-    again = pl.col("text").str.split(name).list.last()
-    cut = cut.select("row", before=parts.field("field_0"), after=parts.field("field_1"), again=again).drop_nulls(
-        "after"
-    )
-    # Of several names the one that comes first, and of these the longest (the least is left behind it).
-    earliest = cut.sort("row", pl.col("before").str.len_bytes(), pl.col("after").str.len_bytes())
-    return earliest.unique("row", keep="first", maintain_order=True)
-
-
-def colours_of_target(said: pl.DataFrame, language: Language) -> pl.DataFrame:
-    """Colours said of the target as a bit mask over the colour table: columns `row` and `colours`; 0 says none."""
-    table = colours()
-    words = "|".join(word for colour in table.values() for word in (colour.en if language == "en" else colour.zh))
-    if language == "en":
-        link = "and|or|with|light|dark|bright|pale|deep|vivid|mostly|mainly|striped|spotted|checked|coloured|colored"
-        before = rf"((?: (?:{words}|{link}))+)(?: [\p{{L}}\p{{N}}]+)?$"
-        after = rf"^(?:s|es)? (?:is|are|was|were|looks|has turned|turns)((?: (?:{words}|{link}|in|colour|color|all))+) "
-    else:
-        link = "色|、|和|与|相间|的|浅|深|亮|暗|淡|大|小|鲜|，"
-        before = rf"((?:{words}|{link})+)[^，。、；的]{{0,3}}$"
-        after = rf"^(?:是|呈|为|呈现)((?:{words}|{link}|主要|以)+)"
-    stretches = (("before", before), ("after", after), ("again", after))
-    parts = [pl.col(name).str.extract(pattern).fill_null("") for name, pattern in stretches]
-    stretch = pl.concat_str(parts, separator=" ")
-    bits = []
-    for place, colour in enumerate(table.values()):
-        says = _says(pl.col("stretch"), colour.en if language == "en" else colour.zh, language)
-        bits.append(says.cast(pl.Int64) * (1 << place))
-    return said.select("row", stretch=stretch).select("row", colours=pl.sum_horizontal(bits))
-
-
-def _says(text: pl.Expr, words: Sequence[str], language: Language) -> pl.Expr:
-    body = "|".join(words)
-    return text.str.contains(rf"\b(?:{body})\b" if language == "en" else f"(?:{body})")
-
-
-def number_of_target(said: pl.DataFrame, language: Language) -> pl.DataFrame:
-    """How many targets the text speaks of: columns `row` and `number` (1 where it names no number)."""
-    before, number = pl.col("before"), pl.lit(1, pl.Int64)
-    for word, value in _NUMBERS[language].items():
-        if language == "en":
-            pattern = rf" {word}(?: [\p{{L}}]+){{0,2}}$"
-            plural = pl.col("after").str.contains(r"^(?:s|es) ")
-            test = before.str.contains(pattern) & plural
-        else:
-            # A word for a crowd needs no measure word ("一群人"), a number does ("三个人").
-            unit = f"(?:{_ZH_UNITS})?" if word in _ZH_CROWDS else f"(?:{_ZH_UNITS})"
-            test = before.str.contains(rf"{word}{unit}[^，。]{{0,8}}$")
-        number = pl.when(test).then(pl.lit(value, pl.Int64)).otherwise(number)
-    return said.select("row", number=number)
-
-
-def _translated(label: pl.Expr) -> pl.Expr:
-    """The Chinese name of an English label, null where the table has none; a Chinese label as it is."""
-    table = chinese_names()
-    known = label.replace_strict(list(table), list(table.values()), default=None, return_dtype=pl.String)
-    return pl.when(label.str.contains(r"\p{Han}")).then(label).otherwise(known)

@@ -20,15 +20,14 @@ from stages.masks import decode
 from stages.media.images import load_image
 from stages.media.video import open_video
 from stages.score.base import Need, Rule, ScoreRow, ScoreStage, ScoreUnit
-from stages.score.mentions import padded
-from stages.score.target import target_colours
+from stages.score.mentions import target_colours
 from stages.score.words.tables import colours, tables_hash
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 SAMPLE = 2048
-STILL_TASKS = ("label", "explain", "brief", "detailed")
+STILL_TASKS = ("label", "brief", "detailed")
 TOLERANCE = 14.0
 """In CIE Lab: a pixel also looks like colours that are this much farther than its nearest one."""
 
@@ -61,12 +60,13 @@ class ColourCheck(Rule):
     `colour_support` is, for the least supported of the colours that the text says of its target ("a red and white
     cup", "杯子是红色的"), the share of mask pixels that look like it: whose CIE Lab distance to the colour's nearest
     anchor is at most 14 more than to the nearest of all. Null where the text names no colour of the target, and for
-    captions of videos, whose targets may change colour.
+    captions of videos, whose targets may change colour, and for definitions, which speak of a class.
     Source: FILTERS rule 16; colour terms after Berlin and Kay, "Basic Color Terms" (1969).
     """
 
     name = "colour_check"
     number = 16
+    version = 2
     needs: ClassVar[tuple[Need, ...]] = ("text", "mask", "pixels")
     columns = ("colour_support",)
 
@@ -100,8 +100,7 @@ class PixelStage(ScoreStage):
         self.storage_options = dict(storage_options or {})
 
     def prepare(self, units: pl.DataFrame, language: Language) -> pl.DataFrame:
-        told = units.with_columns(_padded=padded(pl.col("text"), language))
-        told = told.with_columns(_colours=target_colours(told, language))
+        told = units.with_columns(_colours=target_colours(units, language))
         profiles: dict[bytes, Floats] = {}
         failures: dict[bytes, str] = {}
         still = pl.col("task").is_in(STILL_TASKS) & pl.col("mask").is_not_null()

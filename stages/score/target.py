@@ -42,10 +42,14 @@ class TargetScores(ScoreRow):
     """Scores of rules 9, 10, 15 and 16 by words."""
 
     label_matches: int | None = None
+    label_contradicts: int | None = None
     target_named: int | None = None
     neighbours_named: int | None = None
     neighbour_share: float | None = None
+    subject_is_neighbour: int | None = None
     colour_conflict_share: float | None = None
+    count_conflict_share: float | None = None
+    name_conflict_share: float | None = None
     count_excess: int | None = None
 
 
@@ -54,122 +58,101 @@ class LabelMatch(Rule):
 
     `label_matches` is 1 where the teacher's label names the source's class (the same words, a synonym that the source
     gives, a common other name, the head noun), 0 where it does not; null where either is missing. A 0 is no proof:
-    the embedding rule judges synonyms that no table holds.
+    the embedding rule judges synonyms that no table holds. `label_contradicts` is 1 where the label is known to be
+    something else: the name of a neighbour, or of a class of the table where the source's label has one too and they
+    share none ("elephant" for a dog); 0 where they agree, null where a table lacks one of them.
     Source: FILTERS rule 9.
     """
 
     name = "label_match"
     number = 9
-    columns = ("label_matches",)
+    version = 2
+    columns = ("label_matches", "label_contradicts")
 
     def settings(self) -> dict[str, Any]:
         return {"tables": tables_hash()}
 
     def scores(self, units: pl.DataFrame, language: Language) -> pl.DataFrame:
-        given = pl.when(pl.col("task") == "label").then(pl.col("text")).otherwise(pl.col("label"))
-        labels = units.with_columns(_padded=mentions.padded(given.str.replace_all("_", " "), language), _given=given)
-        found = mentions.mentioned(labels, mentions.target_names(units, language), language)
-        named = mentions.by_row(found, [(pl.col("times") > 0).any().cast(pl.Int64).alias("named")], len(units))["named"]
-        return labels.select(label_matches=pl.when(pl.col("_given").is_not_null()).then(named))
+        return units.select(label_matches="_label_matches", label_contradicts="_label_contradicts")
 
 
 class Neighbours(Rule):
     """Rule 15: a caption that speaks of another object of the image instead of its own.
 
     `target_named` is 1 where the text names the target's class, 0 where not (null without a label in the language);
-    `neighbours_named` counts other labelled classes of the media that it names; `neighbour_share` is the share of
-    neighbours among the classes named, null where none is. A detailed caption may well name what its target touches:
-    a share of 1 says that it speaks of nothing but neighbours.
+    `neighbours_named` counts other labelled regions' classes that it names; `neighbour_share` is the share of
+    neighbours among the classes named, null where none is. A share of 1 says that the text names nothing but
+    neighbours, which it also does where it calls its target by a word that the table lacks ("A pug on a couch").
+    `subject_is_neighbour` is 1 where the first noun phrase is about a neighbour and does not name the target.
     Source: FILTERS rule 15; background and neighbour leakage are reported by DAM (arXiv 2504.16072).
     """
 
     name = "neighbours"
     number = 15
-    columns = ("target_named", "neighbours_named", "neighbour_share")
+    version = 2
+    columns = ("target_named", "neighbours_named", "neighbour_share", "subject_is_neighbour")
 
     def settings(self) -> dict[str, Any]:
         return {"tables": tables_hash()}
 
     def scores(self, units: pl.DataFrame, language: Language) -> pl.DataFrame:
-        height = len(units)
-        targets = mentions.target_names(units, language)
-        others = mentions.neighbour_names(units, language, targets)
-        hit = (pl.col("times") > 0).cast(pl.Int64)
-        own = mentions.by_row(mentions.mentioned(units, targets, language), [hit.max().alias("own")], height)["own"]
-        near = mentions.by_row(mentions.mentioned(units, others, language), [hit.sum().alias("near")], height)["near"]
-        frame = units.select("text", own=own, near=near.fill_null(0))
-        total = pl.col("own") + pl.col("near")
-        told = pl.col("text").is_not_null() & pl.col("own").is_not_null()
-        return frame.select(
-            target_named=pl.when(told).then("own"),
-            neighbours_named=pl.when(told).then("near"),
-            neighbour_share=pl.when(told & (total > 0)).then(pl.col("near") / total),
+        total = pl.col("_own") + pl.col("_near")
+        return units.select(
+            target_named="_own",
+            neighbours_named="_near",
+            neighbour_share=pl.when(total > 0).then(pl.col("_near") / total),
+            subject_is_neighbour="_about_other",
         )
 
 
-class SiblingColours(Rule):
-    """Rule 10, first half: captions of one region that contradict each other on its colour.
+class Siblings(Rule):
+    """Rule 10, first half: captions of one region that contradict each other by words.
 
-    `colour_conflict_share` is the share of siblings (same language, whole-region captions) whose colours of the target
-    have none in common with this text's; null where this text or all siblings name no colour of the target. Where
-    only two texts speak of colour, a conflict does not say which of them is wrong.
+    Each is the share of siblings (same language, whole-region captions) that contradict this text, null where it or
+    all of them say nothing of the matter: `colour_conflict_share`, whose colours of the target have none in common
+    with this text's; `count_conflict_share`, where one speaks of several targets and the other of one;
+    `name_conflict_share`, whose subject is of another class of the table (English). Where only two texts speak of a
+    matter, a conflict does not say which of them is wrong.
     Source: FILTERS rule 10.
     """
 
-    name = "sibling_colours"
+    name = "siblings"
     number = 10
-    columns = ("colour_conflict_share",)
+    columns = ("colour_conflict_share", "count_conflict_share", "name_conflict_share")
 
     def settings(self) -> dict[str, Any]:
         return {"tables": tables_hash()}
 
     def scores(self, units: pl.DataFrame, language: Language) -> pl.DataFrame:
-        own = units.select("_colours").with_row_index("row")
-        pairs = (
-            units.select("source_label", "hints", "siblings", me="task", my_event="event_index")
-            .with_row_index("row")
-            .explode("siblings")
-            .filter(pl.col("siblings").is_not_null())
-            .unnest("siblings")
-            .filter(
-                (pl.col("language") == language)
-                & pl.col("text").is_not_null()
-                & ((pl.col("task") != pl.col("me")) | (pl.col("event_index") != pl.col("my_event")))
-                & pl.col("task").is_in(["explain", "brief", "detailed", "video"])
-            )
+        return units.select(
+            colour_conflict_share="_colour_conflict",
+            count_conflict_share="_count_conflict",
+            name_conflict_share="_name_conflict",
         )
-        if not len(pairs):
-            return pl.DataFrame(
-                {"colour_conflict_share": [None] * len(units)}, schema={"colour_conflict_share": pl.Float64}
-            )
-        told = pairs.with_columns(_padded=mentions.padded(pl.col("text"), language))
-        theirs = pairs.select("row", theirs=target_colours(told, language)).join(own, on="row", maintain_order="left")
-        spoke = theirs.filter((pl.col("theirs") > 0) & (pl.col("_colours") > 0))
-        conflict = (pl.col("theirs") & pl.col("_colours")) == 0
-        return mentions.by_row(spoke, [conflict.mean().alias("colour_conflict_share")], len(units))
 
 
 class Counts(Rule):
     """Rule 16, counts: a text about several things where the region is one.
 
-    `count_excess` is the number that the text says of its target less one, 0 where it speaks of one; null for crowds,
-    groups and labels that are plural themselves, and where the text does not name the target.
+    `count_excess` is the number that the text says of its target less one, 0 where it speaks of one or picks one out
+    of several ("one of the two dogs"); null for crowds, groups, labels that are plural themselves and definitions, and
+    where the text does not name the target.
     Source: FILTERS rule 16; "a group of seals" for one seal is reported by DAM (arXiv 2504.16072).
     """
 
     name = "counts"
     number = 16
+    version = 2
     columns = ("count_excess",)
 
     def settings(self) -> dict[str, Any]:
         return {"tables": tables_hash()}
 
     def scores(self, units: pl.DataFrame, language: Language) -> pl.DataFrame:
-        said = mentions.said_of_target(units, language, mentions.target_names(units, language))
-        number = mentions.by_row(mentions.number_of_target(said, language), [pl.col("number").first()], len(units))
-        plural = pl.col("source_label").fill_null("").str.contains(r"(?i)[^s]s$|\b(?:people|pair|set|group)\b")
-        single = ~(pl.col("is_crowd") | pl.col("is_group") | plural)
-        return units.select(count_excess=pl.when(single).then(number["number"] - 1))
+        label = pl.col("source_label").fill_null("")
+        plural = label.str.contains(r"(?i)[^su]s$|\b(?:people|pair|set|group)\b")
+        single = ~(pl.col("is_crowd") | pl.col("is_group") | plural | (pl.col("task") == "explain"))
+        return units.select(count_excess=pl.when(single).then(pl.col("_number") - 1))
 
 
 class TargetStage(ScoreStage):
@@ -181,15 +164,7 @@ class TargetStage(ScoreStage):
     row: ClassVar[type[Row]] = TargetScores
 
     def __init__(self) -> None:
-        super().__init__((LabelMatch(), Neighbours(), SiblingColours(), Counts()))
+        super().__init__((LabelMatch(), Neighbours(), Siblings(), Counts()))
 
     def prepare(self, units: pl.DataFrame, language: Language) -> pl.DataFrame:
-        told = units.with_columns(_padded=mentions.padded(pl.col("text"), language))
-        return told.with_columns(_colours=target_colours(told, language))
-
-
-def target_colours(units: pl.DataFrame, language: Language) -> pl.Series:
-    """The colours that each text says of its target, as bit masks; 0 where it says none. Units need `_padded`."""
-    said = mentions.said_of_target(units, language, mentions.target_names(units, language))
-    found = mentions.colours_of_target(said, language)
-    return mentions.by_row(found, [pl.col("colours").first()], len(units))["colours"].fill_null(0)
+        return units.hstack(mentions.readings(units, language))

@@ -34,7 +34,7 @@ RULES: Final[dict[str, tuple[int, tuple[str, ...]]]] = {
     "neighbour": (15, ("wrong_subject",)),
     "wrong_colour": (16, ("wrong_colour",)),
     "wrong_count": (16, ("wrong_count",)),
-    "broken_mask": (17, ("mask_off_seed", "mask_in_pieces", "mask_too_small")),
+    "broken_mask": (17, ("mask_off_seed", "mask_in_pieces", "mask_too_small", "mask_too_thin")),
     "wrong_motion": (18, ("wrong_motion",)),
     "motion_of_still": (18, ("motion_of_still",)),
     "stillness_of_moving": (18, ("stillness_of_moving",)),

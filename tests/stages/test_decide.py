@@ -195,6 +195,12 @@ def test_caps_keep_a_seeded_draw_of_each_class() -> None:
     assert other["status"].to_list() != decided["status"].to_list()
 
 
+def test_captions_without_a_class_are_in_none_that_is_full() -> None:
+    frame = captions([{"words": 9, "source_label": "dog" if i < 8 else None} for i in range(40)])
+    decided = decide(frame, policy(STUB, caps=[{"by": ["source_label"], "max": 5}]))
+    assert decided["reason"].to_list().count("class_cap") == 3
+
+
 def test_no_captions_at_all() -> None:
     evaluation = evaluate(captions([{"words": 3}]).clear(), policy(STUB))
     assert len(evaluation.decisions) == 0

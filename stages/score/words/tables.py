@@ -26,6 +26,79 @@ class Colour(BaseModel):
     rgb: tuple[tuple[int, int, int], ...]
 
 
+class English(BaseModel):
+    """The small words of English captions by their work in a sentence, and the numbers that they stand for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    numbers: dict[str, int]
+    crowds: dict[str, int]
+    determiners: frozenset[str]
+    prepositions: frozenset[str]
+    others: frozenset[str]
+    verbs: frozenset[str]
+    copulas: frozenset[str]
+    passives: frozenset[str]
+    owns: frozenset[str]
+    links: frozenset[str]
+    patterns: frozenset[str]
+    colour_nouns: frozenset[str]
+    surfaces: frozenset[str]
+    adjectives: frozenset[str]
+    adverbs: frozenset[str]
+    irregular: dict[str, str]
+    generic: frozenset[str]
+    parts: frozenset[str]
+    hair_and_skin: frozenset[str]
+    things: frozenset[str]
+    contents: frozenset[str]
+    set_phrases: frozenset[str]
+    many_coloured: frozenset[str]
+    people: frozenset[str]
+    food: frozenset[str]
+
+
+class Chinese(BaseModel):
+    """The small words of Chinese captions by their work in a sentence, and the numbers that they stand for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    digits: dict[str, int]
+    crowds: dict[str, int]
+    collectives: tuple[str, ...]
+    units: tuple[str, ...]
+    singular: tuple[str, ...]
+    holds: tuple[str, ...]
+    partitives: tuple[str, ...]
+    adjectives: tuple[str, ...]
+    shades: tuple[str, ...]
+    unsure: tuple[str, ...]
+    wholes: tuple[str, ...]
+    turns: tuple[str, ...]
+    owns: tuple[str, ...]
+    parts: tuple[str, ...]
+    set_phrases: tuple[str, ...]
+    generic: tuple[str, ...]
+    verbs: tuple[str, ...]
+    places: tuple[str, ...]
+    presents: tuple[str, ...]
+    hair_and_skin: tuple[str, ...]
+    many_coloured: frozenset[str]
+    people: frozenset[str]
+
+
+@cache
+def english() -> English:
+    """The small words of English."""
+    return English.model_validate(_read(_HERE, "grammar.yaml")["en"])
+
+
+@cache
+def chinese() -> Chinese:
+    """The small words of Chinese."""
+    return Chinese.model_validate(_read(_HERE, "grammar.yaml")["zh"])
+
+
 @cache
 def colours() -> dict[str, Colour]:
     """Colour names to what they are, in a fixed order: a set of colours is a bit mask over it."""
@@ -47,7 +120,8 @@ def chinese_names() -> dict[str, str]:
 @cache
 def tables_hash() -> str:
     """What a fingerprint says of these tables."""
-    files = ((_HERE, "colours.yaml"), (_HERE, "names.yaml"), (_TEACHERS, "names_zh.yaml"))
+    ours = ("colours.yaml", "names.yaml", "grammar.yaml")
+    files = (*((_HERE, name) for name in ours), (_TEACHERS, "names_zh.yaml"))
     return digest_bytes(b"".join((resources.files(package) / name).read_bytes() for package, name in files)).hex()
 
 
