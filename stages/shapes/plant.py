@@ -46,7 +46,10 @@ RULES: Final[dict[str, tuple[int, tuple[str, ...]]]] = {
     "identity": (20, ("names_a_person",)),
     "near_duplicate": (20, ("near_copy", "exact_copy")),
 }
-"""For each kind of planted defect its rule's number and the checks of the default policy that are there for it."""
+"""For each kind of planted defect its rule's number and the checks of the default policy that are there for it.
+
+All of them drop: a defect that is only flagged is not found.
+"""
 
 _OPPOSITE: Final = {"left": "right", "right": "left", "up": "down", "down": "up"}
 _SENTENCES: Final = frozenset({"brief", "detailed", "video", "stream"})
