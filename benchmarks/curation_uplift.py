@@ -48,7 +48,7 @@ def build(folder: Path, images: int, defects: float, spoilt: float, seed: int) -
         with session_of(config) as session:
             if name == "curated":
                 run_phases(session, ("ingest", "select", "refine", "chunk", "distill"))
-                demo.plant(session, seed, spoilt)
+                demo.plant(session, seed, spoilt, ("brief", "detailed"))
             run_phases(session, ("score", "decide", "pack"))
         pack = Path(config.run) / "packs" / str(session.result.pack_id)
         shards[name] = sorted(str(path) for split in ("train", "validation") for path in (pack / split).glob("*.tar"))

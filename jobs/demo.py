@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 
 from jobs.console import Lines, accounts_table, err, only_json, out, print_json
 from jobs.looking import frame_table
+from jobs.planting import TASKS, spoilt
 from jobs.reporting import write_run_report
 from pipeline.build import run_phases, session_of
 from pipeline.config import EngineConfig, load_config
@@ -30,14 +32,12 @@ from stages.score.groups import all_columns
 from stages.shapes.clips import write_clips
 from stages.shapes.config import ShapesConfig
 from stages.shapes.images import ShapesFolder, write_images
-from stages.shapes.spoil import plant_caption_defect
 from stages.yields import precision_recall, yield_table
 
 SPOILT_SHARE = 0.12
 DEFECT_SHARE = 0.08
 _BEFORE_SCORES = ("ingest", "select", "refine", "chunk", "distill")
 _FROM_SCORES = ("score", "decide", "pack")
-_SPOILT_TASKS = ("brief", "detailed")
 
 
 def run_demo(folder: Path, images: int, clips: int, seed: int, train_seconds: float, as_json: bool) -> dict[str, Any]:
@@ -115,31 +115,25 @@ def refiner() -> dict[str, Any]:
     return {"backend": "sam2", "checkpoint": "nano"}
 
 
-def plant(session: Session, seed: int, share: float = SPOILT_SHARE) -> pl.DataFrame:
-    """Spoils a `share` of the captions as careless teachers would; returns `caption_key`, `defect` of the spoilt ones.
+def plant(session: Session, seed: int, share: float = SPOILT_SHARE, tasks: Sequence[str] = TASKS) -> pl.DataFrame:
+    """Spoils a `share` of the captions of these tasks as careless teachers would, in every way that applies.
 
-    A spoilt caption is committed as a further attempt at its row, so that the measured one stays below it.
+    Returns `caption_key`, `defect` of the spoilt ones. A spoilt caption is committed as a further attempt at its row,
+    so that the measured one stays below it.
     """
-    planted = []
-    for (task, language), step in session.corpus().distill.items():
-        rows = []
-        for row in step.rows.filter(pl.col("status") == "ok").iter_rows(named=True) if task in _SPOILT_TASKS else ():
-            text, defect = plant_caption_defect(row["text"], language, row["caption_key"], seed, share)
-            if defect is not None:
-                planted.append({"caption_key": row["caption_key"], "defect": str(defect)})
-                rows.append({**row, "text": text, "attempts": 2, **_truncation(str(defect))})
-        rows = [row for row, known in zip(rows, _spoilt_before(step.rows, rows), strict=True) if not known]
+    now = session.corpus()
+    told = pl.concat([step.rows for step in now.distill.values()])
+    regions = now.masked.select("region_key", source_label="label")
+    changes = {key: (kind, new) for key, kind, new in spoilt(told, regions, now.chunk.rows, seed, share, tasks)}
+    for step in now.distill.values():
+        mine = [row for row in step.rows.iter_rows(named=True) if row["caption_key"] in changes]
+        rows = [{**row, "attempts": 2, **changes[row["caption_key"]][1]} for row in mine if row["attempts"] == 1]
         if rows:
             frame = pl.DataFrame(rows, schema=step.rows.schema)
             table = with_digest(conform(frame.to_arrow(), arrow_schema(Caption)), Caption)
             session.writer.commit_table(step.stage.table, step.fingerprint, table, "caption_key")
+    planted = [{"caption_key": key, "defect": kind} for key, (kind, _) in changes.items()]
     return pl.DataFrame(planted, schema={"caption_key": pl.Binary, "defect": pl.String})
-
-
-def _spoilt_before(current: pl.DataFrame, rows: list[dict[str, Any]]) -> list[bool]:
-    """Whether each row has been spoilt by an earlier demo in this folder."""
-    done = set(current.filter(pl.col("attempts") > 1)["caption_key"].to_list())
-    return [row["caption_key"] in done for row in rows]
 
 
 def _by_captions(now: Corpus) -> pl.DataFrame:
@@ -152,10 +146,6 @@ def _by_captions(now: Corpus) -> pl.DataFrame:
     return decisions(now, policy).with_columns(
         status=pl.when(dropped & ~against).then(pl.lit("ok")).otherwise("status")
     )
-
-
-def _truncation(defect: str) -> dict[str, str]:
-    return {"finish_reason": "length"} if defect == "truncated" else {}
 
 
 def mask_quality(now: Corpus, photos: ShapesFolder) -> dict[str, float]:

@@ -16,6 +16,7 @@ import numpy as np
 from schemas.base import Record
 from schemas.caption import Language
 from schemas.yaml import load_yaml
+from stages.score.words.tables import colours
 
 Phrasings = Mapping[str, Mapping[str, Sequence[str]]]
 
@@ -82,6 +83,20 @@ class Said(Record):
     reordered: str | None = None
 
 
+_ALIKE: Final = (
+    ("red", "orange", "pink", "brown"), ("yellow", "orange", "beige", "brown"), ("green", "cyan"),
+    ("blue", "cyan", "purple"), ("white", "grey", "beige"), ("black", "grey", "brown"),
+)  # fmt: skip
+_PLANTED: Final = {"red": "红色", "green": "绿色", "blue": "蓝色", "yellow": "黄色", "black": "黑色", "white": "白色"}
+
+
+def absent_colours(text: str, language: Language) -> list[str]:
+    """Colours, in the language, that a text does not name and that look like none of those that it names."""
+    named = {name for name, colour in colours().items() if any(word in text for word in getattr(colour, language))}
+    near = {name: {name}.union(*(group for group in _ALIKE if name in group)) for name in _PLANTED}
+    return [name if language == "en" else told for name, told in _PLANTED.items() if not named & near[name]]
+
+
 def load_phrasings(path: Path = PHRASINGS) -> Phrasings:
     """Wordings by language and kind."""
     read: Phrasings = load_yaml(path.read_text("utf-8"))
@@ -98,7 +113,7 @@ def kinds_for(said: Said) -> list[str]:
     if said.task in ("brief", "detailed") and said.neighbour:
         kinds.append("neighbour")
     if said.task == "brief":
-        kinds += ["wrong_colour", "wrong_count"]
+        kinds += ["wrong_colour", "wrong_count"] if said.colours else ["wrong_count"]
     if said.task == "video" and said.reordered:
         kinds.append("wrong_order")
     if said.task == "stream":
