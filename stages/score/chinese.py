@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from functools import cache
+from functools import cache, lru_cache
 
 from stages.score.names import Names, all_classes, is_person
 from stages.score.words.tables import chinese, colours
@@ -11,11 +11,24 @@ from stages.score.words.tables import chinese, colours
 
 def find(text: str, thing: Names) -> tuple[int, int] | None:
     """Where the text first names the thing, the longest name at that place."""
+    text = _blot(_shadows(thing.all), text)
     places = [(at, -len(name)) for name in thing.all if (at := text.find(name)) >= 0]
     if not places:
         return None
     at, length = min(places)
     return at, at - length
+
+
+@lru_cache(20_000)
+def _shadows(own: tuple[str, ...]) -> re.Pattern[str] | None:
+    """Longer words that only look as if they held these names (床单 for 床, 斑马 for 马)."""
+    longer = [word for word in chinese().compounds if word not in own and any(name in word for name in own)]
+    return re.compile(_any_of(tuple(longer))) if longer else None
+
+
+def _blot(pattern: re.Pattern[str] | None, text: str) -> str:
+    """The text with what matches made unreadable; its length stays."""
+    return pattern.sub(lambda found: "○" * len(found.group()), text) if pattern else text
 
 
 @cache
@@ -35,7 +48,7 @@ def _colour() -> str:
     sure = tuple(word for word in _bits() if word not in grammar.unsure)
     unsure = "|".join(grammar.unsure)
     signs = "".join(word[0] for word in sure)
-    return rf"(?:(?:{_any_of(sure)})色?|(?:{unsure})(?=[色的两三，。、；{signs}])色?|(?:{unsure}){{2}}(?=[色相])色?)"
+    return rf"(?:(?:{_any_of(sure)})色?|(?:{unsure})(?=[色的两三相，。、；{signs}])色?|(?:{unsure}){{2}}(?=[色相])色?)"
 
 
 @cache
@@ -67,7 +80,7 @@ def _after() -> re.Pattern[str]:
 
 def plain(text: str) -> str:
     """The text with the colours of set phrases (红酒, 金鱼, 青年) blotted out; its length stays."""
-    return _set().sub(lambda found: "○" * len(found.group()), text)
+    return _blot(_set(), text)
 
 
 @cache
@@ -85,7 +98,9 @@ def colours_of(text: str, target: Names) -> int:
         return 0
     shown, (start, end) = plain(text), span
     person = is_person(target, "zh")
-    found = _said(_before().search(shown[max(0, start - 40) : start]), person)
+    lead = _before().search(shown[max(0, start - 40) : start])
+    of_part = lead is not None and shown[max(0, start - 40) : start][: lead.start(1)].endswith((*grammar.parts, "部"))
+    found = 0 if of_part else _said(lead, person)
     wholes = _any_of(grammar.wholes)
     after = [end, text.rfind(text[start:end]) + end - start]
     after += [match.end() for match in re.finditer(rf"(?:^|[，。；])(?:它|其)|[，。；](?={wholes})", text)]

@@ -79,6 +79,7 @@ class Chinese(BaseModel):
     parts: tuple[str, ...]
     set_phrases: tuple[str, ...]
     generic: tuple[str, ...]
+    compounds: tuple[str, ...]
     verbs: tuple[str, ...]
     places: tuple[str, ...]
     presents: tuple[str, ...]
