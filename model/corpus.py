@@ -72,36 +72,55 @@ class Corpus(Protocol):
         ...
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Member:
+    """A file inside a tar: which shard, where, how long."""
+
     shard: int
     offset: int
     size: int
 
 
+Pictures = dict[str, _Member]
+"""A sample's pictures by the rest of their names, which sort as its frames do."""
+
+
 @dataclass
+class _Scan:
+    """What lies in one shard: records (media key, where, index rows) in order, and pictures by media key."""
+
+    records: list[tuple[str, _Member, list[list[Any]]]] = field(default_factory=list)
+    pictures: dict[str, Pictures] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class _Stored:
-    """Where a sample's parts lie: its record, and its pictures in the order of their names."""
+    """Where a sample's parts lie."""
 
-    record: _Member | None = None
-    pictures: dict[str, _Member] = field(default_factory=dict)
+    media: str
+    record: _Member
+    pictures: Pictures
 
 
-def find_shards(source: str, options: dict[str, Any] | None = None) -> list[str]:
-    """The tar files behind a path or fsspec URL: one file, a glob, or a folder (a split of a pack).
+def find_shards(source: str, options: dict[str, Any] | None = None) -> tuple[list[list[str]], list[str]]:
+    """The tar files behind a path or fsspec URL: those of each folder it names, and those it names themselves.
 
-    A folder with an `index.json` is read by it, and `index-media.json` adds the media shards of the split layout.
-    Raises CorpusError when there are none.
+    Globs may name both. A folder is a split of a pack: with an `index.json` it is read by it, and `index-media.json`
+    adds the media shards of the split layout. Raises CorpusError when there are none.
     """
     fs, path = fsspec.url_to_fs(source, **(options or {}))
-    if fs.isdir(path):
-        found = [shard for name in ("index.json", "index-media.json") for shard in _listed(fs, path, name)]
-        found = found or sorted(fs.glob(f"{path.rstrip('/')}/*.tar"))
-    else:
-        found = sorted(fs.glob(path)) if "*" in path else [path] if fs.exists(path) else []
-    if not found:
+    found = sorted(fs.glob(path)) if "*" in path else [path] if fs.exists(path) else []
+    folders = [each for each in found if fs.isdir(each)]
+    inside = [_of_folder(fs, folder) for folder in folders]
+    named = [each for each in found if each not in folders]
+    if not named and not any(inside):
         raise CorpusError(f"{source}: no *.tar shards there; name a split of a pack, such as RUN/packs/ID/train")
-    return [fs.unstrip_protocol(shard) for shard in found]
+    return [list(map(fs.unstrip_protocol, part)) for part in inside], list(map(fs.unstrip_protocol, named))
+
+
+def _of_folder(fs: Any, folder: str) -> list[str]:
+    found = [shard for name in ("index.json", "index-media.json") for shard in _listed(fs, folder, name)]
+    return found or sorted(fs.glob(f"{folder.rstrip('/')}/*.tar"))
 
 
 def _listed(fs: Any, folder: str, name: str) -> list[str]:
@@ -115,63 +134,75 @@ def _listed(fs: Any, folder: str, name: str) -> list[str]:
 class ShardCorpus:
     """The captions of WebDataset shards in the joined or the split layout.
 
-    `clip_frames` bounds how many frames of a clip are listed (PAM: 32). Events in which the target is absent cannot be
-    prompted and are left out; `skipped` counts them.
+    Sources may hold the same media, even the same captions (packs of one run): each caption is a row, read with its
+    own record and with the pictures of its own source. `clip_frames` bounds how many frames of a clip are listed (PAM:
+    32). Events in which the target is absent cannot be prompted and are left out; `skipped` counts them.
     """
 
     def __init__(self, sources: Sequence[str], options: dict[str, Any] | None = None, clip_frames: int = 32) -> None:
         self._options, self._clip_frames = options or {}, clip_frames
-        self._shards = [shard for source in sources for shard in find_shards(source, options)]
+        found = [find_shards(source, options) for source in sources]
+        groups = [part for inside, _ in found for part in inside] + [[shard for _, named in found for shard in named]]
+        self._shards = list(dict.fromkeys(shard for group in groups for shard in group))
         self._open: tuple[int, Any] | None = None
-        self._last: tuple[str, Sample] | None = None
+        self._last: tuple[int, Sample] | None = None
         self.skipped = 0
-        stored: dict[str, _Stored] = {}
-        records: list[tuple[str, bytes]] = []
-        for number, shard in enumerate(self._shards):
-            records += self._scan(number, shard, stored)
-        self._samples = stored
-        self.index = self._index(records)
+        self._samples: list[_Stored] = []
+        self.index = self._index(groups)
         if not len(self.index):
             raise CorpusError(f"{', '.join(sources)}: the shards hold no caption that can be trained on")
 
-    def _scan(self, number: int, shard: str, stored: dict[str, _Stored]) -> list[tuple[str, bytes]]:
-        records = []
+    def _scan(self, number: int) -> _Scan:
+        shard, scan = self._shards[number], _Scan()
         try:
             with fsspec.open(shard, "rb", **self._options) as stream, tarfile.open(fileobj=stream) as archive:
                 for info in archive:
                     key, _, extension = info.name.partition(".")
                     member = _Member(number, info.offset_data, info.size)
-                    sample = stored.setdefault(key, _Stored())
                     if extension == "json":
-                        sample.record = member
-                        records.append((key, _given(archive.extractfile(info)).read()))
+                        record = _parse(key, _given(archive.extractfile(info)).read())
+                        scan.records.append((key, member, self._rows(key, record)))
                     elif extension.rsplit(".", 1)[-1] in ("jpg", "jpeg", "png", "webp"):
-                        sample.pictures[extension] = member
+                        scan.pictures.setdefault(key, {})[extension] = member
         except (tarfile.TarError, EOFError) as error:
             raise CorpusError(f"{shard}: not a readable tar file ({error}); pack again, or fetch it again") from error
-        return records
+        return scan
 
-    def _index(self, records: list[tuple[str, bytes]]) -> pl.DataFrame:
-        rows = []
-        for key, data in records:
-            sample = _parse(key, data)
-            for at, region in enumerate(sample.regions):
-                for which, caption in enumerate(region.captions):
-                    if _frames_of(sample, region, caption, self._clip_frames) is None:
-                        self.skipped += 1
-                        continue
-                    what = [key, at, which, _moving(sample, caption), caption.task, caption.language, region.source]
-                    label = region.label or caption.label or ""
-                    rows.append([*what, len(caption.text), region.region_key.hex(), label])
-        names = ["media", "region_at", "caption_at", "video", "task", "language", "source", "length", "region"]
-        return pl.DataFrame(rows, schema=[*names, "label"], orient="row")
+    def _index(self, groups: list[list[str]]) -> pl.DataFrame:
+        rows: list[list[Any]] = []
+        scans = {shard: self._scan(number) for number, shard in enumerate(self._shards)}
+        for group in groups:
+            beside: dict[str, Pictures] = {}
+            for shard in group:
+                beside |= scans[shard].pictures
+            for shard in group:
+                for key, member, captions in scans[shard].records:
+                    # joined: the pictures lie beside the record; split: in another shard of the same source
+                    pictures = scans[shard].pictures.get(key) or beside.get(key, {})
+                    rows += [[len(self._samples), *caption] for caption in captions]
+                    self._samples.append(_Stored(key, member, pictures))
+        names = ["sample", "media", "region_at", "caption_at", "video", "task", "language", "source", "length"]
+        return pl.DataFrame(rows, schema=[*names, "region", "label"], orient="row")
+
+    def _rows(self, key: str, sample: Sample) -> list[list[Any]]:
+        rows: list[list[Any]] = []
+        for at, region in enumerate(sample.regions):
+            for which, caption in enumerate(region.captions):
+                if _frames_of(sample, region, caption, self._clip_frames) is None:
+                    self.skipped += 1
+                    continue
+                place, asked = [key, at, which], [caption.task, caption.language, region.source]
+                label = region.label or caption.label or ""
+                length = len(caption.text)
+                rows.append([*place, _moving(sample, caption), *asked, length, region.region_key.hex(), label])
+        return rows
 
     def load(self, number: int) -> Example:
         """The caption of row `number`, its record read again from the shard."""
         row = self.index.row(number, named=True)
-        stored = self._samples[row["media"]]
-        if self._last is None or self._last[0] != row["media"]:  # captions of one media follow each other
-            self._last = row["media"], _parse(row["media"], self._bytes(_given(stored.record)))
+        stored = self._samples[row["sample"]]
+        if self._last is None or self._last[0] != row["sample"]:  # captions of one media follow each other
+            self._last = row["sample"], _parse(stored.media, self._bytes(stored.record))
         sample = self._last[1]
         region = sample.regions[row["region_at"]]
         caption = region.captions[row["caption_at"]]
@@ -179,7 +210,7 @@ class ShardCorpus:
         shown = _shown(region, listed[0], sample)
         pictures = [stored.pictures[name] for name in sorted(stored.pictures)]
         if len(pictures) < (len(sample.media.frame_indices) or 1):
-            raise CorpusError(f"{self._shards[_given(stored.record).shard]}: sample {row['media']} lacks its pixels")
+            raise CorpusError(f"{self._shards[stored.record.shard]}: sample {stored.media} lacks its pixels")
         places = [place for _, place in listed]
 
         def read(indices: Sequence[int]) -> list[np.ndarray]:
@@ -200,7 +231,7 @@ class ShardCorpus:
             history=caption.history,
             label=region.label or caption.label,
             truth=_truth(region, listed, sample) if row["video"] else (),
-            picture=f"{row['media']}-{listed[0][0]}",
+            picture=f"{stored.media}-{listed[0][0]}",
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -277,5 +308,5 @@ def _truth(region: SampleRegion, listed: list[tuple[int, int]], sample: Sample) 
 
 def _given(value: Any) -> Any:
     if value is None:
-        raise CorpusError("a sample has no record: its caption shard is missing or incomplete")
+        raise CorpusError("a shard's record is no file, or a caption has lost its frames: pack again")
     return value

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
 import json
+import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +94,6 @@ def test_shards_that_are_no_shards_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_split_layout_reads_like_the_joined_one(shards: Path, corpus: ShardCorpus, tmp_path: Path) -> None:
-    import tarfile
-
     for name in ("media", "packs/p/train"):
         (tmp_path / name).mkdir(parents=True)
     with (
@@ -110,6 +111,47 @@ def test_the_split_layout_reads_like_the_joined_one(shards: Path, corpus: ShardC
     assert split.index.equals(corpus.index)
     row = _rows(corpus, "detailed")[3]
     np.testing.assert_array_equal(split.load(row).read([0])[0], corpus.load(row).read([0])[0])
+
+
+def _repacked(shards: Path, folder: Path, side: int) -> None:
+    """Another pack of the same media: their captions say so, and the pictures are of one colour."""
+    folder.mkdir(parents=True)
+    picture = io.BytesIO()
+    Image.new("RGB", (side, side), (0, 200, 0)).save(picture, "PNG")
+    for shard in sorted(shards.glob("*.tar")):
+        with tarfile.open(shard) as source, tarfile.open(folder / shard.name, "w") as target:
+            for info in source:
+                data = source.extractfile(info).read() if info.name.endswith("json") else picture.getvalue()  # type: ignore[union-attr]
+                if info.name.endswith("json"):
+                    record = json.loads(data)
+                    for region in record["regions"]:
+                        for caption in region["captions"]:
+                            caption["text"] = "again: " + caption["text"]
+                    data = json.dumps(record).encode()
+                else:
+                    info.name = info.name.rsplit(".", 1)[0] + ".png"
+                info.size = len(data)
+                target.addfile(info, io.BytesIO(data))
+
+
+@pytest.mark.parametrize("ways", ["two", "glob", "tars"])
+def test_packs_of_the_same_media_each_keep_their_captions_and_pictures(
+    shards: Path, corpus: ShardCorpus, tmp_path: Path, ways: str
+) -> None:
+    first, second = tmp_path / "packs/a/train", tmp_path / "packs/b/train"
+    shutil.copytree(shards, first)
+    _repacked(shards, second, 96)
+    named = {"two": [str(first), str(second)], "glob": [str(tmp_path / "packs/*/train")]}
+    both = ShardCorpus(named.get(ways, [str(tmp_path / "packs/*/train/*.tar")]))
+    count = len(corpus.index)
+    assert len(both.index) == 2 * count
+    for row in range(0, count, 3):
+        own, again = both.load(row), both.load(count + row)
+        assert own.text == corpus.load(row).text
+        assert again.text == "again: " + own.text
+        assert own.count == again.count
+        np.testing.assert_array_equal(own.read([0])[0], corpus.load(row).read([0])[0])
+        assert (again.read([own.count - 1])[0] == (0, 200, 0)).all()
 
 
 def test_an_epoch_shows_each_caption_once_in_batches_of_one_kind(corpus: ShardCorpus) -> None:
