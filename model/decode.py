@@ -19,6 +19,10 @@ _GRAIN = 256
 """Cache lengths are multiples of this, so that prompts of similar length share a graph."""
 
 
+_WARM_UP = 3
+"""Steps before a capture; each writes one row of the cache, as a real one does."""
+
+
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary positions: x (B, heads, T, D), cos and sin (B, 1, T, D)."""
     half = x.shape[-1] // 2
@@ -46,7 +50,7 @@ class FastDecoder:
     def generate(self, rows: Tensor, mask: Tensor, max_new_tokens: int, end: int) -> list[list[int]]:
         """Embedded prompts (B, L, H), padded on the left as `mask` (B, L) says -> token ids a row, `end` left out."""
         batch, length = mask.shape
-        capacity = -(-(length + max_new_tokens) // _GRAIN) * _GRAIN
+        capacity = cache_length(length, max_new_tokens)
         run = self._runs.get((batch, capacity))
         if run is None:
             self._runs.clear()  # one cache at a time: it is the largest buffer
@@ -72,6 +76,11 @@ class FastDecoder:
     def _logits(self, x: Tensor) -> Tensor:
         norm = self.llm.model.norm
         return F.linear(F.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon), self.llm.lm_head.weight)
+
+
+def cache_length(prompt: int, max_new_tokens: int) -> int:
+    """Rows of the cache for a prompt and its answer, and at least for the steps that warm a capture up."""
+    return -(-(prompt + max(max_new_tokens, _WARM_UP + 1)) // _GRAIN) * _GRAIN
 
 
 class _Run:
@@ -158,7 +167,7 @@ class _Run:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(3):
+            for _ in range(_WARM_UP):
                 self.step()
         torch.cuda.current_stream().wait_stream(stream)
         self.captured = torch.cuda.CUDAGraph()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 
-from model.decode import FastDecoder
+from model.decode import FastDecoder, cache_length
 from model.generate import GenerationConfig, Generator, eager_tokens
 from model.pam import Batch, Pam
 from model.templates import encode_prompt
@@ -50,6 +51,23 @@ def test_a_row_stops_at_its_end_and_others_go_on(tiny_pam: Pam, tokenizer: Any) 
     stopped = FastDecoder(pam.llm).generate(sequences.rows, sequences.mask, 30, end=end)
     assert stopped[0] == free[0][: free[0].index(end)]
     assert stopped[1] == free[1]
+
+
+@pytest.mark.parametrize("length", [253, 254, 255, 256, 1042])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 64])
+def test_the_cache_has_room_for_the_answer_and_for_warming_up(length: int, tokens: int) -> None:
+    assert cache_length(length, tokens) >= length + max(tokens, 3)
+    assert cache_length(length, tokens) % 256 == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_captured_step_stays_inside_the_cache(tiny_pam: Pam, tokenizer: Any) -> None:
+    llm = _sharpen(tiny_pam).llm.cuda()
+    rows, mask = torch.randn(1, 254, llm.config.hidden_size, device="cuda"), torch.ones(1, 254, device="cuda").long()
+    plain = FastDecoder(llm, graph=False).generate(rows, mask, 2, end=-1)
+    assert FastDecoder(llm, graph=True).generate(rows, mask, 2, end=-1) == plain
+    torch.cuda.synchronize()
 
 
 def test_answers_are_text_one_for_each_question(tiny_pam: Pam, tokenizer: Any) -> None:
