@@ -7,6 +7,7 @@ Hugging Face repository with `config.json` and sharded safetensors, and read thr
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,8 @@ _TIED = "lm_head.weight"
 _EMBEDDING = "model.embed_tokens.weight"
 CONFIG, WEIGHTS = "pam.json", "model.safetensors"
 
+log = logging.getLogger("perceive.checkpoint")
+
 
 class CheckpointError(Exception):
     """A checkpoint cannot be read as a PAM; the message names the folder and what is wrong with it."""
@@ -47,9 +50,14 @@ class LoadReport:
     tolerated: list[str] = field(default_factory=list)
 
     @property
-    def clean(self) -> bool:
+    def complete(self) -> bool:
         """Whether every weight of the model came from the checkpoint."""
-        return not (self.missing or self.mis_shaped or self.unexpected)
+        return not (self.missing or self.mis_shaped)
+
+    @property
+    def clean(self) -> bool:
+        """Whether it is complete and the checkpoint holds nothing else."""
+        return self.complete and not self.unexpected
 
     def __str__(self) -> str:
         lines = [f"{self.loaded} tensors loaded"]
@@ -125,6 +133,18 @@ def load_released(
     return pam.to(device).eval(), load_tokenizer(folder), report
 
 
+def load_whole(
+    source: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.bfloat16
+) -> tuple[Pam, Any]:
+    """`load_released` for use: raises CheckpointError unless every weight is there; what else there is, is logged."""
+    pam, tokenizer, report = load_released(source, device, dtype)
+    if not report.complete:
+        raise CheckpointError(f"{source} is not a complete PAM\n{report}")
+    if report.unexpected:
+        log.warning("%s holds tensors that are no part of a PAM: %s", source, ", ".join(report.unexpected))
+    return pam, tokenizer
+
+
 def apply(pam: Pam, tensors: Iterator[tuple[str, Tensor]]) -> LoadReport:
     """Copies what fits into the model and says what did not."""
     wanted = {released_name(name): value for name, value in pam.state_dict().items()}
@@ -164,6 +184,7 @@ def _released_config(folder: Path, found: dict[str, Tensor]) -> PamConfig:
     """Qwen2's keys of the released `config.json`, with the vocabulary that the embedding really has."""
     raw = json.loads((folder / "config.json").read_text())
     keys = set(PAM_SIZES["3b"])
+    raw = (raw.get("rope_parameters") or {}) | raw  # where newer transformers write rope_theta
     llm = {key: raw[key] for key in keys if raw.get(key) is not None}
     missing = sorted({"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"} - set(llm))
     if missing:

@@ -18,7 +18,7 @@ from PIL import Image
 from model import checkpoint
 from model.generate import Answerer, GenerationConfig, Generator
 from model.pam import Pam
-from model.vision import FrozenSam, Prompt, Taps, load_sam, shown_frames
+from model.vision import Features, FrozenSam, Prompt, Taps, load_sam, shown_frames
 from prompts.pam import user_text
 from schemas.base import Box
 from schemas.caption import Language, Task
@@ -29,6 +29,8 @@ from stages.media.images import load_image
 ImageLike = np.ndarray | Image.Image | str | Path
 _CHUNK = 8
 """Frames that are decoded and encoded together."""
+_PICTURES, _QUESTIONS = 16, 64
+"""Pictures of a batch that are encoded together, and questions that are answered together."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,7 @@ class PAM:
         if (Path(source) / checkpoint.CONFIG).is_file():
             pam, tokenizer = checkpoint.load(source, place, dtype)
         else:
-            pam, tokenizer, report = checkpoint.load_released(source, place, dtype)
-            if not report.clean:
-                raise checkpoint.CheckpointError(f"{source} is not a complete PAM\n{report}")
+            pam, tokenizer = checkpoint.load_whole(source, place, dtype)
         eye = load_sam(sam or pam.config.sam, place, half_encoder=dtype == torch.bfloat16)
         return PAM(pam, eye, tokenizer, generation)
 
@@ -113,12 +113,30 @@ class PAM:
 
     @torch.no_grad()
     def describe_batch(self, requests: Sequence[Request]) -> list[Description]:
-        """Mask and words for each request, in order. A picture that several requests share is encoded once."""
+        """Mask and words for each request, in order. A picture that several requests share is encoded once.
+
+        Pictures go through SAM 2 `_PICTURES` at a time, the questions through the language model `_QUESTIONS` at a
+        time, so that memory does not grow with their number beyond pictures, masks and words.
+        """
         pictures, which = _distinct([r.image for r in requests])
         sizes = [(pictures[at].shape[0], pictures[at].shape[1]) for at in which]
         for request, size in zip(requests, sizes, strict=True):
             request.prompt.check(size)
-        features = self.sam.encode(self.sam.preprocess(pictures))
+        out: dict[int, Description] = {}
+        for start in range(0, len(pictures), _PICTURES):
+            some = pictures[start : start + _PICTURES]
+            features = self.sam.encode(self.sam.preprocess(some))
+            asked = [at for at, picture in enumerate(which) if start <= picture < start + len(some)]
+            for first in range(0, len(asked), _QUESTIONS):
+                part = asked[first : first + _QUESTIONS]
+                shown = [which[at] - start for at in part]
+                found = self._answered(features, shown, [requests[at] for at in part], [sizes[at] for at in part])
+                out |= dict(zip(part, found, strict=True))
+        return [out[at] for at in range(len(requests))]
+
+    def _answered(
+        self, features: Features, which: list[int], requests: list[Request], sizes: list[tuple[int, int]]
+    ) -> list[Description]:
         taps = self.sam.prompt(features, which, [r.prompt for r in requests], sizes)
         users = [user_text(r.task, r.language) for r in requests]
         texts = self.answer(False, taps.embed[:, None], taps.tokens[:, None], users)

@@ -56,6 +56,23 @@ def test_a_batch_answers_each_request_as_it_would_alone(pam: PAM, image: np.ndar
     assert batch[1].text == pam.describe(other, points=[(30, 30)], task="detailed").text
 
 
+def test_many_pictures_are_encoded_in_parts_and_answered_in_order(
+    pam: PAM, sam: FrozenSam, image: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = [np.roll(image, at, axis=1) for at in range(18)]
+    # pictures in turn, twice, so that the questions of a part lie apart
+    requests = [Request(pictures[at % 18], Prompt(box=(20.0 + at, 10.0, 90.0, 70.0)), "label") for at in range(36)]
+    together: list[int] = []
+    encode = sam.encode
+    monkeypatch.setattr(sam, "encode", lambda pixels: (together.append(len(pixels)), encode(pixels))[1])
+    batch = pam.describe_batch(requests)
+    assert together == [16, 2]
+    for at in (0, 17, 30):
+        alone = pam.describe_batch([requests[at]])[0]
+        assert batch[at].text == alone.text
+        np.testing.assert_array_equal(batch[at].mask, alone.mask)
+
+
 def test_a_clip_gives_a_mask_a_frame(pam: PAM, image: np.ndarray) -> None:
     frames = np.stack([np.roll(image, 3 * at, axis=1) for at in range(11)])
     out = pam.describe_clip(frames, Prompt(box=BOX))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.checkpoint import CheckpointError, load, load_released, released_state, save
+from model.checkpoint import CheckpointError, load, load_released, load_whole, released_state, save
 from model.pam import Batch, Pam
 from model.templates import IGNORE, IMAGE_PLACEHOLDER, encode_example, encode_prompt
 from prompts.pam import user_text
@@ -173,6 +173,20 @@ def test_the_report_names_missing_unexpected_and_mis_shaped_keys(released: Path)
     assert report.mis_shaped == ["model.vision_resampler.sem_tokens.weight [8, 256] instead of [16, 256]"]
     assert not report.clean
     assert "1 mis-shaped" in str(report)
+
+
+def test_what_a_released_pam_holds_besides_does_not_keep_it_from_use(
+    released: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = released / "model-00002-of-00002.safetensors"
+    state = load_file(str(file))
+    save_file(state | {"model.extra.weight": torch.zeros(2)}, str(file))
+    load_whole(released)
+    assert "model.extra.weight" in caplog.text
+    state.pop("model.vision_resampler.norm_final_attn.bias")
+    save_file(state, str(file))
+    with pytest.raises(CheckpointError, match="not a complete PAM"):
+        load_whole(released)
 
 
 def test_a_folder_that_is_no_pam_is_refused(tmp_path: Path) -> None:
