@@ -21,6 +21,7 @@ import polars as pl
 from schemas.base import Box
 from schemas.caption import Language, Task
 from schemas.geometry import FrameMask, Point, Rle
+from schemas.keys import digest_value
 from schemas.sample import Sample, SampleCaption, SampleRegion
 from stages import masks
 from stages.media.images import decode_image
@@ -37,7 +38,8 @@ class Example:
     """One caption and how to see its target. Prompts are on the first listed frame, in its pixels.
 
     `key` names target and frames (not the task), so that tasks of one region share SAM 2's features; `picture` names
-    the first frame, so that regions of one picture share its encoding. `read(indices)` gives RGB uint8 frames
+    the first frame, so that regions of one picture share its encoding. Neither changes when the data is moved;
+    `origin` does: it tells the very files that hold the frames. `read(indices)` gives RGB uint8 frames
     (H, W, 3) by their number among the `count` listed ones. `question` is a user turn given by
     the data itself (PAM-native files). For validation: `others` are further references, `truth` the target's mask on
     each listed frame of a clip (empty where the target is absent, None where unknown).
@@ -60,6 +62,7 @@ class Example:
     others: tuple[str, ...] = ()
     truth: tuple[Rle | None, ...] = ()
     picture: str | None = None
+    origin: str = ""
 
 
 class Corpus(Protocol):
@@ -211,10 +214,10 @@ class ShardCorpus:
         pictures = [stored.pictures[name] for name in sorted(stored.pictures)]
         if len(pictures) < (len(sample.media.frame_indices) or 1):
             raise CorpusError(f"{self._shards[stored.record.shard]}: sample {stored.media} lacks its pixels")
-        places = [place for _, place in listed]
+        shown_pictures = [pictures[place] for _, place in listed]
 
         def read(indices: Sequence[int]) -> list[np.ndarray]:
-            return [decode_image(self._bytes(pictures[places[at]])) for at in indices]
+            return [decode_image(self._bytes(shown_pictures[at])) for at in indices]
 
         return Example(
             key=f"{row['region']}-{listed[0][0]}-{listed[-1][0]}-{len(listed)}",
@@ -232,6 +235,7 @@ class ShardCorpus:
             label=region.label or caption.label,
             truth=_truth(region, listed, sample) if row["video"] else (),
             picture=f"{stored.media}-{listed[0][0]}",
+            origin=digest_value([[self._shards[p.shard], p.offset, p.size] for p in shown_pictures]).hex(),
         )
 
     def __getstate__(self) -> dict[str, Any]:

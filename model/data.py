@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from model.augment import AugmentConfig, ask, draw_prompt, flip_example
 from model.corpus import Corpus, CorpusError
-from model.features import FeatureCache, Sight
+from model.features import FeatureCache, Sight, cache_key
 from model.plan import Step
-from model.templates import encode_example
+from model.templates import IGNORE, encode_example
 from model.vision import squares
 
 
@@ -37,7 +37,8 @@ class MicroBatch:
 class Reading:
     """How examples are read. `image_size` is SAM 2's; `variants` > 0 draws each target's prompt and mirroring from as
     many fixed ones, so that SAM 2's taps can be cached; 0 draws anew at every visit. `cache_images` off does that for
-    clips only. Without `pixels` only what has to be said is read, and what SAM 2 would be asked.
+    clips only. Without `pixels` only what has to be said is read, and what SAM 2 would be asked. `eye` is the
+    `fingerprint` of the SAM 2 that will look.
     """
 
     image_size: int
@@ -46,9 +47,13 @@ class Reading:
     variants: int = 0
     cache_images: bool = True
     pixels: bool = True
+    eye: str = ""
 
 
-Held = dict[tuple[int, int], tuple[Sight, list[int], list[int]]]
+Drawn = tuple[Sight, list[int], list[int]]
+"""An example as the model gets it: sight, token ids, labels."""
+
+Held = dict[tuple[int, int], Drawn]
 """Examples read before, by row and variant; their taps are in the cache."""
 
 
@@ -77,12 +82,16 @@ class StepData(Dataset[list[MicroBatch]]):
 
     def __getitem__(self, number: int) -> list[MicroBatch]:
         step = self.steps[number]
-        mine = range(self.rank, len(step.rows), self.ranks)
-        examples = [(self.example(step.rows[at], step.seeds[at]), step.rows[at]) for at in mine]
+        examples = []
+        # as many for each rank, so that all of them meet in as many passes: what is too much has no loss
+        for at in range(self.rank, -(-len(step.rows) // self.ranks) * self.ranks, self.ranks):
+            which = at % len(step.rows)
+            example = self.example(step.rows[which], step.seeds[which])
+            examples.append((example if at < len(step.rows) else _silent(example), step.rows[which]))
         size = self.micro[step.video]
         return [_gather(step.video, examples[at : at + size]) for at in range(0, len(examples), size)]
 
-    def example(self, row: int, seed: int) -> tuple[Sight, list[int], list[int]]:
+    def example(self, row: int, seed: int) -> Drawn:
         """Sight, token ids and labels of a caption; `seed` decides every random choice.
 
         Raises CorpusError for data that cannot be used.
@@ -93,15 +102,12 @@ class StepData(Dataset[list[MicroBatch]]):
             return self.held[row, variant]
         rng = np.random.default_rng(seed)
         example = self.corpus.load(row)
-        key, draws = None, rng
-        if variants and (example.video or self.reading.cache_images):
-            key = f"{example.key}/{variant}"
-            draws = _fixed(key)
+        cached = variants > 0 and (example.video or self.reading.cache_images)
+        draws = _fixed(f"{example.key}/{variant}") if cached else rng
         # one coin a picture: its regions then share an encoding
-        coin = draws if key is None or example.picture is None else _fixed(f"{example.picture}/{variant}")
+        coin = draws if not cached or example.picture is None else _fixed(f"{example.picture}/{variant}")
         if coin.random() < augment.flip:
             example = flip_example(example) or example
-            key = key and f"{example.key}/{variant}"
         try:
             prompt = draw_prompt(example, augment, draws)
             encoded = encode_example(
@@ -109,9 +115,17 @@ class StepData(Dataset[list[MicroBatch]]):
             )
         except ValueError as error:
             raise CorpusError(str(error)) from error
+        key = cache_key(self.reading.eye, example.key, example.origin, prompt) if cached else None
         needed = self.reading.pixels and not (key is not None and self.cache is not None and key in self.cache)
         frames = squares(example.read(range(example.count)), self.reading.image_size) if needed else None
-        return Sight(frames, example.size, prompt, key, example.picture), encoded.ids, encoded.labels
+        picture = example.picture and f"{example.origin}/{example.picture}"
+        return Sight(frames, example.size, prompt, key, picture), encoded.ids, encoded.labels
+
+
+def _silent(example: Drawn) -> Drawn:
+    """The same example without a word to learn: it takes part in a step and adds nothing to it."""
+    sight, ids, labels = example
+    return sight, ids, [IGNORE] * len(labels)
 
 
 def _fixed(name: str) -> np.random.Generator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.vision import Features, FrozenSam, Prompt, Taps, shown_frames
-from schemas.keys import digest_value
+from schemas.keys import KEY_BYTES, digest_value
 
 _CHUNK = 256
 """Frames encoded together."""
@@ -30,8 +31,8 @@ class Shown:
 class Sight:
     """What SAM 2 needs of an example: frames as squares (n, S, S, 3) uint8, their original size, the prompt.
 
-    `cache_key` names target, frames and prompt; None when the prompt is drawn anew each time. `picture` names the first
-    frame; of images with one name only the first is encoded.
+    `cache_key` is a digest of all that the taps follow from (see `cache_key`); None when the prompt is drawn anew each
+    time. `picture` names the first frame; of images with one name only the first is encoded.
     """
 
     frames: np.ndarray | None
@@ -39,6 +40,28 @@ class Sight:
     prompt: Prompt
     cache_key: str | None
     picture: str | None = None
+
+
+def fingerprint(sam: FrozenSam, video_frames: int) -> str:
+    """What a model brings to its taps: SAM 2's weights, the size of its pictures, the frames shown of a clip."""
+    state = hashlib.blake2b(f"{sam.image_size} {video_frames}".encode(), digest_size=KEY_BYTES)
+    for name, value in sam.sam.state_dict().items():
+        state.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        state.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return state.hexdigest()
+
+
+def cache_key(eye: str, key: str, origin: str, prompt: Prompt) -> str:
+    """The digest of all that an example's taps follow from: the `fingerprint`, target, frames, files and prompt.
+
+    A cache that outlives a change of any of them is not asked for what it no longer knows.
+    """
+    mask = None if prompt.mask is None else [list(prompt.mask.shape), np.packbits(prompt.mask).tobytes()]
+    points = [
+        [float(x), float(y), int(label)] for (x, y), label in zip(prompt.points, prompt.point_labels, strict=True)
+    ]
+    box = None if prompt.box is None else [float(side) for side in prompt.box]
+    return digest_value([eye, key, origin, box, points, mask]).hex()
 
 
 class FeatureCache:

@@ -16,6 +16,7 @@ from prompts.pam import PROMPTS
 from schemas.base import Box
 from schemas.caption import Language, Task
 from schemas.geometry import Point
+from schemas.keys import digest_value
 from stages.media.images import load_image
 
 _LEAST_FRAMES = 16
@@ -39,7 +40,7 @@ class JsonlCorpus:
                 task, language = _asked(question, record["type"])
                 _check(record, where)
                 self._records.append(record | {"question": question, "answer": answer, "where": where})
-                name = f"{file.name}:{line}"
+                name = f"{file}:{line}"
                 rows.append((name, record["type"] == "video", task, language, file.stem, len(answer), name, ""))
         names = ["media", "video", "task", "language", "source", "length", "region", "label"]
         self.index = pl.DataFrame(rows, schema=names, orient="row")
@@ -62,6 +63,7 @@ class JsonlCorpus:
             language=row["language"],
             text=record["answer"],
             question=record["question"],
+            origin=digest_value([str(path.absolute()) for path in paths]).hex(),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +22,9 @@ def sample_captions(trainer: Trainer, count: int) -> list[dict[str, Any]]:
     """Greedy answers for `count` captions spread over the corpus, each beside the caption it should give."""
     pam, index = trainer.wrapped.pam, trainer.corpus.index
     rows = [at * len(index) // count for at in range(min(count, len(index)))]
+    # the published labels mark the question too: where the answer begins only ours tell
     data = trainer.data([])
+    data.held, data.reading = None, replace(data.reading, published_labels=False)
     answer = Generator(pam, trainer.tokenizer, GenerationConfig(max_new_tokens=_TOKENS, fast=False))
     pam.eval()
     out = []

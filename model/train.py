@@ -17,7 +17,7 @@ import torch
 
 from model import checkpoint
 from model.data import Held, MicroBatch, Reading, StepData, batches
-from model.features import FeatureCache, look
+from model.features import FeatureCache, fingerprint, look
 from model.optim import NanGuard, build_optimizer, rate, unfreeze
 from model.pam import Batch, Pam
 from model.plan import Step, plan_epoch, weights
@@ -47,7 +47,7 @@ class TrainResult:
 def train(config: TrainConfig, sam: FrozenSam | None = None, cache: FeatureCache | None = None) -> TrainResult:
     """Runs one stage. `sam` replaces the SAM 2 that the model names (it must have its width).
 
-    `cache` holds taps of earlier runs with the same SAM 2, and is added to; it takes the place of `feature_cache`.
+    `cache` holds taps of earlier runs, and is added to; it takes the place of `feature_cache`.
 
     With `ray_workers` > 1 the workers are Ray Train's; under torchrun they are torchrun's.
     """
@@ -84,6 +84,7 @@ class Trainer:
         folder = None if cached in (None, "memory", "device") else Path(str(cached))
         place = world.device if cached == "device" else "cpu"
         self.cache = cache or (FeatureCache(folder, place) if cached else None)
+        self.eye = fingerprint(self.sam, pam.config.video_frames) if self.cache is not None else ""
         self.held: Held | None = None
 
     def run(self) -> TrainResult:
@@ -98,10 +99,12 @@ class Trainer:
         for number, micro in self._steps(per_epoch, total):
             loss, norm, tokens = self._step(micro, self._progress_share(number, total))
             seconds = before.seconds + time.monotonic() - started
+            if self.config.max_seconds is not None:  # one clock for all: it decides the next rate and the end
+                seconds = self.world.share(seconds)
             self.progress = Progress(number + 1, seconds, self.progress.tokens + tokens, self.guard.skipped)
             first, last = (loss if first != first else first), loss
             self._after(journal, micro, loss, norm, tokens)
-            if self.world.share(self.config.max_seconds is not None and seconds >= self.config.max_seconds):
+            if self.config.max_seconds is not None and seconds >= self.config.max_seconds:
                 break
         return self._finish(first, last)
 
@@ -134,6 +137,7 @@ class Trainer:
             config.published_labels,
             config.data.prompt_variants,
             config.data.cache_images,
+            eye=self.eye,
         )
         micro = config.micro_images, config.micro_clips
         rank, ranks = self.world.rank, self.world.ranks

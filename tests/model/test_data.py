@@ -234,6 +234,23 @@ def test_ranks_share_the_steps_and_a_resumed_epoch_goes_on_exactly(corpus: Shard
         assert sorted(_digest([two[0][at], two[1][at]]), key=str) == sorted(_digest([step]), key=str)
 
 
+def _words(step: list[Any]) -> list[int]:
+    return [i for micro in step for labels in micro.labels for i in labels if i != IGNORE]
+
+
+def test_every_rank_makes_as_many_passes_and_no_word_counts_twice(corpus: ShardCorpus, tokenizer: Any) -> None:
+    steps = plan_epoch(corpus.index, 0, BatchConfig(images=5, clips=1), MixtureConfig())
+    steps = [next(s for s in steps if s.video == kind) for kind in (False, True)]
+    settings = Reading(64, AugmentConfig())
+    alone = StepData(corpus, steps, tokenizer, settings, 1, 1)
+    ranks = [StepData(corpus, steps, tokenizer, settings, 1, 1, rank, 3) for rank in range(3)]
+    for at in range(len(steps)):
+        parts = [data[at] for data in ranks]
+        assert len({len(step) for step in parts}) == 1, "ranks that make fewer passes let the others wait for ever"
+        words = [sorted(_words(made)) for made in ([micro for step in parts for micro in step], alone[at])]
+        assert words[0] == words[1]
+
+
 @pytest.mark.slow
 def test_loader_processes_change_nothing(corpus: ShardCorpus, tokenizer: Any) -> None:
     alone = list(batches(_data(corpus, tokenizer), 7))
@@ -343,6 +360,20 @@ def test_pam_native_files_are_read_as_they_are(tmp_path: Path, tokenizer: Any, c
     _, ids, labels = data.example(len(corpus.index) + 1, 0)
     assert tokenizer.decode([i for i in labels if i != IGNORE]) == "It goes.<|im_end|>"
     assert "Previous caption: It stops.<|im_end|>" in tokenizer.decode([i for i in ids if i >= 0])
+
+
+def test_records_of_files_with_one_name_do_not_share_their_taps(tmp_path: Path, tokenizer: Any) -> None:
+    for name, colour in (("a", "red"), ("b", "blue")):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (40, 30), colour).save(tmp_path / name / "a.jpg")
+        record = _native(tmp_path)[0] | {"image": f"{name}/a.jpg"}
+        (tmp_path / name / "train.jsonl").write_text(json.dumps(record), encoding="utf-8")
+    both = JsonlCorpus([tmp_path / "a/train.jsonl", tmp_path / "b/train.jsonl"], tmp_path)
+    data = StepData(both, [], tokenizer, Reading(64, NO_AUGMENTATION, variants=1), 1, 1)
+    first, second = data.example(0, 0)[0], data.example(1, 0)[0]
+    assert first.prompt == second.prompt
+    assert first.cache_key != second.cache_key
+    assert both.index["media"].n_unique() == 2
 
 
 @pytest.mark.parametrize(

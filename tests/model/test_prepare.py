@@ -102,6 +102,29 @@ def test_a_cache_serves_the_next_run(shards: Path, sam: FrozenSam, tmp_path: Pat
     assert _losses(tmp_path / "first") == _losses(tmp_path / "second")
 
 
+def _taps_of(config: TrainConfig, sam: FrozenSam, task: str) -> str | None:
+    trainer = Trainer(config, World(), sam)
+    index = trainer.corpus.index.with_row_index("row")
+    return trainer.data([]).example(index.filter(index["task"] == task)["row"][0], 0)[0].cache_key
+
+
+def test_a_kept_folder_of_taps_serves_no_run_that_sees_otherwise(shards: Path, sam: FrozenSam, tmp_path: Path) -> None:
+    config = _config(tmp_path / "out", shards, hold=False)
+    fresh, data = config.start.fresh, config.data
+    assert fresh is not None
+    shown = config.start.model_copy(update={"fresh": fresh.model_copy(update={"video_frames": 3})})
+    jittered = data.model_copy(update={"augment": AugmentConfig(points=0.3, flip=0.5, box_jitter=0.3)})
+    torch.manual_seed(1)
+    other = FrozenSam(build_nano(NanoConfig(image_size=64, embed_dim=16, memory_layers=1)))
+    own = {task: _taps_of(config, sam, task) for task in ("label", "video")}
+    assert own == {task: _taps_of(config, sam, task) for task in ("label", "video")}
+    assert _taps_of(config, other, "label") != own["label"], "another SAM 2"
+    assert _taps_of(config.model_copy(update={"start": shown}), sam, "video") != own["video"], "more frames shown"
+    fewer = config.model_copy(update={"data": data.model_copy(update={"clip_frames": 4})})
+    assert _taps_of(fewer, sam, "video") != own["video"], "other frames of a clip"
+    assert _taps_of(config.model_copy(update={"data": jittered}), sam, "label") != own["label"], "another prompt"
+
+
 def test_holding_needs_a_cache_of_images_too(shards: Path) -> None:
     with pytest.raises(ValueError, match="feature_cache"):
         DataConfig(shards=[str(shards)], hold=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -117,6 +118,16 @@ def test_training_learns_saves_and_is_ready_for_use(shards: Path, tmp_path: Path
     assert isinstance(answer.describe(picture, box=(5, 5, 40, 40), task="label").text, str)
 
 
+def test_samples_begin_where_the_answer_begins_whatever_has_a_loss(shards: Path, tmp_path: Path) -> None:
+    wanted = []
+    for published in (False, True):
+        out = tmp_path / str(published)
+        train(_config(out, shards, max_steps=2, sample_every=2, published_labels=published), _sam())
+        samples = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+        wanted.append([(sample["row"], sample["wanted"]) for sample in samples])
+    assert wanted[0] == wanted[1]
+
+
 def test_all_epochs_are_trained_whatever_their_draws(shards: Path, tmp_path: Path) -> None:
     mixture = MixtureConfig(tasks={"label": 0.5, "brief": 0.5, "explain": 0, "detailed": 0, "video": 0, "stream": 0})
     data = DataConfig(
@@ -127,6 +138,23 @@ def test_all_epochs_are_trained_whatever_their_draws(shards: Path, tmp_path: Pat
     lengths = [len(trainer._plan(epoch)) for epoch in range(6)]
     assert min(lengths) < lengths[0]
     assert trainer.run().steps == 6 * lengths[0]
+
+
+class _Follower(World):
+    """A worker whose first worker's clock says three seconds a step."""
+
+    clock = itertools.count(3.0, 3.0)
+
+    def share(self, value: Any) -> Any:
+        return next(self.clock) if isinstance(value, float) else value
+
+
+def test_with_a_time_limit_all_workers_go_by_the_first_workers_clock(shards: Path, tmp_path: Path) -> None:
+    optimizer = OptimizerConfig(learning_rate=1.0e-3, warmup=0.0)
+    config = _config(tmp_path, shards, max_steps=9, max_seconds=10, optimizer=optimizer)
+    assert Trainer(config, _Follower(), _sam()).run().steps == 4
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["learning_rate"] for row in rows] == pytest.approx([rate(optimizer, at) for at in (0, 0.3, 0.6, 0.9)])
 
 
 def test_a_resumed_run_follows_the_same_curve(shards: Path, tmp_path: Path) -> None:
@@ -205,8 +233,10 @@ def _environment() -> dict[str, str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("shard_model", [False, True], ids=["ddp", "fsdp2"])
 def test_two_workers_train_as_one_does(shards: Path, tmp_path: Path, shard_model: bool) -> None:
-    alone = train(_config(tmp_path / "one", shards, max_steps=6), _sam())
-    config = _config(tmp_path / "two", shards, max_steps=6, shard_model=shard_model)
+    # three clips for two workers, one at a time: the second has nothing to learn in its last pass
+    uneven: dict[str, Any] = {"max_steps": 6, "batch": BatchConfig(images=8, clips=3), "micro_clips": 1}
+    alone = train(_config(tmp_path / "one", shards, **uneven), _sam())
+    config = _config(tmp_path / "two", shards, shard_model=shard_model, **uneven)
     done = subprocess.run(_run(config, tmp_path, 2), env=_environment(), capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr[-3000:]
     assert _losses(tmp_path / "two") == pytest.approx(_losses(tmp_path / "one"), abs=1e-3)
