@@ -24,6 +24,7 @@ from schemas.geometry import FrameMask, Point, Rle
 from schemas.keys import digest_value
 from schemas.sample import Sample, SampleCaption, SampleRegion
 from stages import masks
+from stages.base import UnitError
 from stages.media.images import decode_image
 
 CLIP_TASKS = ("video", "stream")
@@ -40,7 +41,7 @@ class Example:
     `key` names target and frames (not the task), so that tasks of one region share SAM 2's features; `picture` names
     the first frame, so that regions of one picture share its encoding. Neither changes when the data is moved;
     `origin` does: it tells the very files that hold the frames. `read(indices)` gives RGB uint8 frames
-    (H, W, 3) by their number among the `count` listed ones. `question` is a user turn given by
+    (H, W, 3) by their number among the `count` listed ones, or raises CorpusError. `question` is a user turn given by
     the data itself (PAM-native files). For validation: `others` are further references, `truth` the target's mask on
     each listed frame of a clip (empty where the target is absent, None where unknown).
     """
@@ -217,7 +218,7 @@ class ShardCorpus:
         shown_pictures = [pictures[place] for _, place in listed]
 
         def read(indices: Sequence[int]) -> list[np.ndarray]:
-            return [decode_image(self._bytes(shown_pictures[at])) for at in indices]
+            return [self._decoded(stored.media, shown_pictures[at]) for at in indices]
 
         return Example(
             key=f"{row['region']}-{listed[0][0]}-{listed[-1][0]}-{len(listed)}",
@@ -237,6 +238,12 @@ class ShardCorpus:
             picture=f"{stored.media}-{listed[0][0]}",
             origin=digest_value([[self._shards[p.shard], p.offset, p.size] for p in shown_pictures]).hex(),
         )
+
+    def _decoded(self, media: str, picture: _Member) -> np.ndarray:
+        try:
+            return decode_image(self._bytes(picture))
+        except UnitError as error:
+            raise CorpusError(f"{self._shards[picture.shard]}: sample {media}: {error.message}") from error
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": None, "_last": None}  # a file handle stays in the process that opened it

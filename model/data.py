@@ -22,7 +22,8 @@ from model.vision import squares
 class MicroBatch:
     """What one forward pass of this rank needs: the sights for SAM 2, the token ids and labels.
 
-    `rows` are the captions' numbers in the corpus; `counts` the frames of each sight while they travel apart.
+    `rows` are the captions' numbers in the corpus; `counts` the frames of each sight while they travel apart. `lost`
+    says of captions that could not be read why; another one without loss stands in their place.
     """
 
     video: bool
@@ -31,6 +32,7 @@ class MicroBatch:
     labels: list[list[int]]
     rows: list[int]
     counts: list[int] = field(default_factory=list)
+    lost: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,9 @@ class Reading:
 
 Drawn = tuple[Sight, list[int], list[int]]
 """An example as the model gets it: sight, token ids, labels."""
+
+_TRIES = 32
+"""Captions all over the corpus that may stand in for a batch of which nothing can be read."""
 
 Held = dict[tuple[int, int], Drawn]
 """Examples read before, by row and variant; their taps are in the cache."""
@@ -81,15 +86,35 @@ class StepData(Dataset[list[MicroBatch]]):
         return len(self.steps)
 
     def __getitem__(self, number: int) -> list[MicroBatch]:
-        step = self.steps[number]
-        examples = []
+        step, size = self.steps[number], self.micro[self.steps[number].video]
+        drawn: list[tuple[Drawn | None, int]] = []
+        lost: dict[int, str] = {}
         # as many for each rank, so that all of them meet in as many passes: what is too much has no loss
         for at in range(self.rank, -(-len(step.rows) // self.ranks) * self.ranks, self.ranks):
             which = at % len(step.rows)
-            example = self.example(step.rows[which], step.seeds[which])
-            examples.append((example if at < len(step.rows) else _silent(example), step.rows[which]))
-        size = self.micro[step.video]
-        return [_gather(step.video, examples[at : at + size]) for at in range(0, len(examples), size)]
+            row, example = step.rows[which], None
+            try:
+                example = self.example(row, step.seeds[which])
+            except CorpusError as error:
+                lost[row] = str(error)
+            drawn.append((silent(example) if example and at >= len(step.rows) else example, row))
+        if lost:
+            readable = next((example for example, _ in drawn if example), None) or self._any_of(step)
+            drawn = [(example or silent(readable), row) for example, row in drawn]
+        micro = [_gather(step.video, drawn[at : at + size]) for at in range(0, len(drawn), size)]
+        return [replace(micro[0], lost=lost), *micro[1:]]
+
+    def _any_of(self, step: Step) -> Drawn:
+        """Something readable of a step's kind, at all ranks alike. Raises CorpusError when nothing is."""
+        alike = np.flatnonzero(self.corpus.index["video"].to_numpy() == step.video)
+        others = alike[:: max(1, len(alike) // _TRIES)].tolist()
+        why: CorpusError | None = None
+        for row, seed in [*zip(step.rows, step.seeds, strict=True), *((row, 0) for row in others)]:
+            try:
+                return self.example(row, seed)
+            except CorpusError as error:
+                why = error
+        raise CorpusError(f"of {'clips' if step.video else 'images'} not one can be read; the last: {why}") from why
 
     def example(self, row: int, seed: int) -> Drawn:
         """Sight, token ids and labels of a caption; `seed` decides every random choice.
@@ -122,7 +147,7 @@ class StepData(Dataset[list[MicroBatch]]):
         return Sight(frames, example.size, prompt, key, picture), encoded.ids, encoded.labels
 
 
-def _silent(example: Drawn) -> Drawn:
+def silent(example: Drawn) -> Drawn:
     """The same example without a word to learn: it takes part in a step and adds nothing to it."""
     sight, ids, labels = example
     return sight, ids, [IGNORE] * len(labels)

@@ -12,21 +12,22 @@ import numpy as np
 import polars as pl
 
 from model.corpus import CorpusError, Example
-from prompts.pam import PROMPTS
+from prompts.pam import IMAGE_MARK, PROMPTS
 from schemas.base import Box
 from schemas.caption import Language, Task
 from schemas.geometry import Point
 from schemas.keys import digest_value
+from stages.base import UnitError
+from stages.export.pam_validate import record_errors
 from stages.media.images import load_image
-
-_LEAST_FRAMES = 16
 
 
 class JsonlCorpus:
     """One or more `.jsonl` (a record a line) or `.json` (a list) files; images and frames are read when needed.
 
     Paths in the records are taken relative to `root` where they are not absolute. Every record is checked when the
-    file is opened. Raises CorpusError naming file and line.
+    file is opened, by the rules of PAM's loader and for one question and one answer; whether its pictures are there is
+    seen when they are read. Raises CorpusError naming file and line.
     """
 
     def __init__(self, files: Sequence[str | Path], root: str | Path = ".") -> None:
@@ -38,7 +39,6 @@ class JsonlCorpus:
                 where = f"{file}, record {line}"
                 question, answer = _turns(record, where)
                 task, language = _asked(question, record["type"])
-                _check(record, where)
                 self._records.append(record | {"question": question, "answer": answer, "where": where})
                 name = f"{file}:{line}"
                 rows.append((name, record["type"] == "video", task, language, file.stem, len(answer), name, ""))
@@ -55,7 +55,7 @@ class JsonlCorpus:
             video=row["video"],
             count=len(paths),
             size=_size(str(paths[0]), record["where"]),
-            read=lambda indices: [load_image(str(paths[at])) for at in indices],
+            read=lambda indices: [_picture(str(paths[at]), record["where"]) for at in indices],
             box=box,
             points=points,
             mask=None,
@@ -79,27 +79,15 @@ def _records(file: Path) -> list[tuple[int, dict[str, Any]]]:
         raise CorpusError(f"{file}: not JSON lines: {error}") from error
 
 
-def _turns(record: dict[str, Any], where: str) -> tuple[str, str]:
-    """The question without its `<image>` mark, and the answer."""
-    turns = record.get("conversations") or []
-    if [turn.get("from") for turn in turns] != ["human", "gpt"]:
+def _turns(record: Any, where: str) -> tuple[str, str]:
+    """The question without its `<image>` mark, and the answer, of a record that breaks no rule of PAM's loader."""
+    turns = (record.get("conversations") or []) if isinstance(record, dict) else []
+    roles = [turn.get("from") if isinstance(turn, dict) else None for turn in turns]
+    if isinstance(record, dict) and roles != ["human", "gpt"]:
         raise CorpusError(f"{where}: conversations must be one human and one gpt turn")
-    question = turns[0]["value"]
-    if question.count("<image>") != 1:
-        raise CorpusError(f"{where}: the human turn needs exactly one <image>")
-    return question.replace("<image>", "").strip(), turns[1]["value"]
-
-
-def _check(record: dict[str, Any], where: str) -> None:
-    if record.get("type") not in ("image", "video"):
-        raise CorpusError(f"{where}: type is image or video, not {record.get('type')!r}")
-    for name in ("bbox", "points", "labels"):
-        if name not in record:
-            raise CorpusError(f"{where}: {name} must be there; write null where it is not used")
-    if not record["bbox"] and not record["points"]:
-        raise CorpusError(f"{where}: neither bbox nor points")
-    if record["type"] == "video" and len(record.get("frames") or []) < _LEAST_FRAMES:
-        raise CorpusError(f"{where}: a video lists at least {_LEAST_FRAMES} frames")
+    for rule, message in record_errors(record):
+        raise CorpusError(f"{where}: {rule}: {message}")
+    return turns[0]["value"].replace(IMAGE_MARK, "").strip(), turns[1]["value"]
 
 
 def _asked(question: str, kind: str) -> tuple[Task, Language]:
@@ -126,14 +114,18 @@ def _prompts(record: dict[str, Any]) -> tuple[Box | None, list[Point]]:
     if box:
         x, y, width, height = map(float, box)
         xyxy = (x, y, x + width, y + height)
-    marks = zip(points or [], labels or [1] * len(points or []), strict=True)
+    marks = zip(points or [], labels or [], strict=True)
     return xyxy, [Point(x=x, y=y, label=label) for (x, y), label in marks]
 
 
 @functools.lru_cache(maxsize=4096)
 def _size(path: str, where: str) -> tuple[int, int]:
+    height, width, _ = _picture(path, where).shape
+    return height, width
+
+
+def _picture(path: str, where: str) -> np.ndarray:
     try:
-        shape: np.ndarray = load_image(path)
-    except Exception as error:
-        raise CorpusError(f"{where}: {error}") from error
-    return shape.shape[0], shape.shape[1]
+        return load_image(path)
+    except UnitError as error:
+        raise CorpusError(f"{where}: {error.message}") from error

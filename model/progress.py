@@ -7,8 +7,9 @@ import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -29,14 +30,14 @@ class Progress:
 
 
 class Journal:
-    """`metrics.jsonl` and `samples.jsonl` in the output folder, the console, and TensorBoard when asked for."""
+    """`metrics.jsonl` and `samples.jsonl` in the output folder, the console, and TensorBoard."""
 
-    def __init__(self, folder: Path, resumed_at: int, tensorboard: bool) -> None:
+    def __init__(self, folder: Path, resumed_at: int, tensorboard: bool | Literal["auto"] = "auto") -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("metrics.jsonl", "samples.jsonl"):
             _cut(folder / name, resumed_at)
-        self._board = _board(folder / "tensorboard") if tensorboard else None
+        self._board = _board(folder / "tensorboard", tensorboard)
 
     def metrics(self, row: dict[str, Any]) -> None:
         """One row a logged step."""
@@ -64,6 +65,10 @@ class Checkpoints:
         """The newest complete checkpoint."""
         found = [path for path in self.folder.glob("step-*") if (path / STATE).is_file()]
         return max(found, key=_step, default=None)
+
+    def drop(self) -> None:
+        """Removes all of them."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
         """Writes a folder beside, then renames it; drops the oldest."""
@@ -109,10 +114,13 @@ def _cut(file: Path, step: int) -> None:
     file.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
 
-def _board(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        log.warning("tensorboard is not installed; metrics go to metrics.jsonl only")
+def _board(folder: Path, wanted: bool | Literal["auto"]) -> Any:
+    if not wanted:
         return None
+    if find_spec("tensorboard") is None:
+        if wanted != "auto":
+            log.warning("tensorboard is not installed; metrics go to metrics.jsonl only")
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(str(folder))

@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
+from model.corpus import CorpusError
 from model.features import look
 from model.generate import GenerationConfig, Generator
+from model.pam import Pam
+from model.plan import weights
+from model.progress import log
 from model.templates import IGNORE
 
 if TYPE_CHECKING:
@@ -18,10 +23,14 @@ _TOKENS = 64
 
 
 @torch.no_grad()
-def sample_captions(trainer: Trainer, count: int) -> list[dict[str, Any]]:
-    """Greedy answers for `count` captions spread over the corpus, each beside the caption it should give."""
-    pam, index = trainer.wrapped.pam, trainer.corpus.index
-    rows = [at * len(index) // count for at in range(min(count, len(index)))]
+def sample_captions(trainer: Trainer, pam: Pam, count: int) -> list[dict[str, Any]]:
+    """Greedy answers for `count` captions spread over what is learned, each beside the caption it should give.
+
+    `pam` is the trainer's model, whole. Captions that cannot be read are left out.
+    """
+    index = trainer.corpus.index
+    learned = np.flatnonzero(weights(index, trainer.config.mixture) > 0).tolist()
+    rows = [learned[at * len(learned) // count] for at in range(min(count, len(learned)))]
     # the published labels mark the question too: where the answer begins only ours tell
     data = trainer.data([])
     data.held, data.reading = None, replace(data.reading, published_labels=False)
@@ -29,7 +38,11 @@ def sample_captions(trainer: Trainer, count: int) -> list[dict[str, Any]]:
     pam.eval()
     out = []
     for row in rows:
-        sight, ids, labels = data.example(row, seed=row)
+        try:
+            sight, ids, labels = data.example(row, seed=row)
+        except CorpusError as error:
+            log.warning("no sample of caption %d: %s", row, error)
+            continue
         video = bool(index["video"][row])
         shown = look(trainer.sam, [sight], video, pam.config.video_frames, trainer.cache)
         spot = next(at for at, label in enumerate(labels) if label != IGNORE)

@@ -18,21 +18,25 @@ import torch
 from model import checkpoint
 from model.data import Held, MicroBatch, Reading, StepData, batches
 from model.features import FeatureCache, fingerprint, look
+from model.identity import differing, run_identity
 from model.optim import NanGuard, build_optimizer, rate, unfreeze
-from model.pam import Batch, Pam
+from model.pam import Batch, Pam, cast
 from model.plan import Step, plan_epoch, weights
 from model.prepare import prepare
 from model.progress import Checkpoints, Journal, Progress, log
 from model.samples import sample_captions
 from model.setup import build_model, open_corpus
-from model.train_config import TrainConfig
+from model.train_config import TrainConfig, TrainError
 from model.vision import FrozenSam, load_sam
 from model.world import World, Wrapped, join_world
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run came to. `checkpoint` is a folder for `PAM.from_pretrained`; the losses are means a token."""
+    """What a run came to. `checkpoint` is a folder for `PAM.from_pretrained`; the losses are means a token.
+
+    `lost_captions` could not be read.
+    """
 
     checkpoint: Path
     steps: int
@@ -42,6 +46,7 @@ class TrainResult:
     tokens: int
     skipped_steps: int
     metrics: Path
+    lost_captions: int = 0
 
 
 def train(config: TrainConfig, sam: FrozenSam | None = None, cache: FeatureCache | None = None) -> TrainResult:
@@ -79,6 +84,8 @@ class Trainer:
         self.optimizer = build_optimizer(pam, config.optimizer)
         self.checkpoints = Checkpoints(config.output, config.keep_checkpoints)
         self.guard = NanGuard(config.bad_steps)
+        self.lost: set[int] = set()
+        self.identity = run_identity(config, self.corpus.index, self.tokenizer, pam.config)
         self.progress = self._resume()
         cached = config.data.feature_cache
         folder = None if cached in (None, "memory", "device") else Path(str(cached))
@@ -113,7 +120,20 @@ class Trainer:
         index, data = self.corpus.index, self.data([])
         rows = [row for row, weight in enumerate(weights(index, self.config.mixture)) if weight > 0]
         frames, workers = self.wrapped.pam.config.video_frames, self.config.data.loader_workers
-        self.held = prepare(data, self.sam, frames, rows, workers)
+        self.held, lost = prepare(data, self.sam, frames, rows, workers)
+        self._leave_out(lost)
+
+    def _leave_out(self, lost: dict[int, str]) -> None:
+        """Counts captions that could not be read, on all workers alike. Raises TrainError for too many."""
+        for row, why in lost.items():
+            if row not in self.lost:
+                log.warning("caption %d is left out: %s", row, why)
+        self.lost |= {row for found in self.world.gather(list(lost)) for row in found}
+        if len(self.lost) > self.config.bad_captions:
+            raise TrainError(
+                f"{len(self.lost)} captions cannot be read, more than bad_captions ({self.config.bad_captions}): mend "
+                f"what the log names, or raise bad_captions. Rows {sorted(self.lost)[:8]}"
+            )
 
     def _steps(self, per_epoch: int, total: int) -> Iterator[tuple[int, list[MicroBatch]]]:
         number = self.progress.step
@@ -164,7 +184,10 @@ class Trainer:
                 summed.backward()
             loss += summed.detach()
             count += tokens
-        loss_sum, tokens_sum = self.world.total(loss, count)
+        lost = {row: why for part in micro for row, why in part.lost.items()}
+        loss_sum, tokens_sum, lost_sum = self.world.total(loss, count, float(len(lost)))
+        if lost_sum:
+            self._leave_out(lost)
         mean = loss_sum / max(tokens_sum, 1)
         norm = self.wrapped.gradients(1 / max(tokens_sum, 1), self.config.optimizer.clip_norm)
         for group in self.optimizer.param_groups:
@@ -198,14 +221,24 @@ class Trainer:
                     "seconds": round(done.seconds, 3),
                     "tokens_per_second": done.tokens / max(done.seconds, 1e-9),
                     "skipped_steps": done.skipped,
+                    "lost_captions": len(self.lost),
                 }
             )
-        if config.sample_every and done.step % config.sample_every == 0 and not self.wrapped.sharded:
-            if journal is not None:
-                journal.samples(sample_captions(self, config.samples))
-            self.world.wait()
+        if config.sample_every and done.step % config.sample_every == 0:
+            self._show(journal)
         if done.step % config.save_every == 0:
             self._save()
+
+    def _show(self, journal: Journal | None) -> None:
+        """Samples of the first worker; a sharded model is gathered for it, in the precision of training."""
+        pam, state = self.wrapped.pam, self.wrapped.state() if self.wrapped.sharded else None
+        if journal is not None:
+            if state is not None:
+                pam = _whole(pam, state).to(self.world.device)
+                if self.config.precision == "bf16":
+                    cast(pam, torch.bfloat16)
+            journal.samples(sample_captions(self, pam, self.config.samples))
+        self.world.wait()
 
     def _save(self) -> None:
         state = {
@@ -214,6 +247,8 @@ class Trainer:
             "progress": {"step": self.progress.step, "seconds": self.progress.seconds}
             | {"tokens": self.progress.tokens, "skipped": self.guard.skipped},
             "rng": torch.get_rng_state(),
+            "run": self.identity,
+            "lost": sorted(self.lost),
         }
         if self.world.leads:
             self.checkpoints.save(self.progress.step, state)
@@ -224,6 +259,19 @@ class Trainer:
         if path is None:
             return Progress()
         state = Checkpoints.load(path)
+        changed = differing(state.get("run", {}), self.identity)
+        if changed and not self.config.start_over:
+            raise TrainError(
+                f"{path} is of another run: {', '.join(changed)} differ. Name another output folder, or set "
+                "start_over: true to drop its checkpoints"
+            )
+        if changed:
+            self.world.wait()  # until all have read it
+            if self.world.leads:
+                log.warning("%s is of another run (%s differ): it is dropped", path, ", ".join(changed))
+                self.checkpoints.drop()
+            return Progress()
+        self.lost = set(state["lost"])
         self.wrapped.load_state(state["model"])
         self.wrapped.load_optimizer(self.optimizer, state["optimizer"])
         torch.set_rng_state(state["rng"])
@@ -240,7 +288,8 @@ class Trainer:
         self.world.wait()
         done = self.progress
         metrics = self.config.output / "metrics.jsonl"
-        return TrainResult(folder, done.step, first, last, done.seconds, done.tokens, done.skipped, metrics)
+        counts = done.seconds, done.tokens, done.skipped
+        return TrainResult(folder, done.step, first, last, *counts, metrics, len(self.lost))
 
 
 def _whole(sharded: Pam, state: dict[str, Any]) -> Pam:

@@ -23,22 +23,37 @@ STAGE_PARTS: dict[Stage, tuple[Part, ...]] = {
 """What each stage trains. SAM 2 is frozen always. Stage 1 sees images only."""
 
 
+class TrainError(Exception):
+    """A run cannot go, or cannot go on, as it is configured; the message says what to change."""
+
+
 class StartConfig(Record):
     """What training starts from: exactly one of a folder written here, a released PAM, or a fresh model.
 
-    A fresh model needs a `tokenizer` (folder or Hugging Face id), or has one of `vocab_size` trained on the corpus.
+    A fresh model takes its language model from `llm` (a Qwen2 or Qwen2.5: folder or Hugging Face id), with its
+    tokenizer; `fresh` then says which SAM 2 and perceiver (default: PAM's). Without `llm` all its weights are random
+    and have the shapes of `fresh`; it needs a `tokenizer` (folder or id), or has one of `vocab_size` trained on the
+    corpus.
     """
 
     checkpoint: Path | None = None
     released: str | None = None
+    llm: str | None = None
     fresh: PamConfig | None = None
     tokenizer: str | None = None
     vocab_size: int = Field(default=1024, ge=300)
 
     @model_validator(mode="after")
     def _one(self) -> StartConfig:
-        if sum(value is not None for value in (self.checkpoint, self.released, self.fresh)) != 1:
-            raise ValueError("start: give exactly one of checkpoint, released and fresh")
+        fresh = self.fresh if self.fresh is not None else self.llm
+        if sum(value is not None for value in (self.checkpoint, self.released, fresh)) != 1:
+            raise ValueError("start: give exactly one of checkpoint, released and fresh (or llm)")
+        if self.llm is not None and self.fresh is not None and self.fresh.llm:
+            raise ValueError("start: the language model is that of llm or that of fresh.llm, not both")
+        if self.llm is None and self.fresh is not None and not self.fresh.llm:
+            raise ValueError(
+                "start: fresh needs the shape of its language model (fresh.llm), or one to start from (llm)"
+            )
         return self
 
 
@@ -96,6 +111,11 @@ class TrainConfig(Record):
     schedule follows the clock. `micro_images` and `micro_clips` examples go through the model at once on each worker;
     what a global batch has more is accumulated. `shard_model` is FSDP2 (default: stage 2 on several workers).
     `ray_workers` > 1 starts Ray Train; under torchrun the environment decides.
+
+    A run goes on from the checkpoints in `output` where they are its own; others are refused, or dropped with
+    `start_over`. Up to `bad_captions` captions that cannot be read are left out and named, more end the run. Every
+    `sample_every` steps some captions are generated into `samples.jsonl`. `tensorboard: auto` writes its files where
+    the package is installed.
     """
 
     output: Path
@@ -124,7 +144,9 @@ class TrainConfig(Record):
     sample_every: int | None = Field(default=None, ge=1)
     samples: int = Field(default=4, ge=1)
     bad_steps: int = Field(default=3, ge=1)
-    tensorboard: bool = False
+    bad_captions: int = Field(default=10, ge=0)
+    start_over: bool = False
+    tensorboard: bool | Literal["auto"] = "auto"
     seed: int = 0
 
     @property

@@ -48,6 +48,14 @@ class World:
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all workers, on all, in the order of their ranks."""
+        if self.ranks == 1:
+            return [value]
+        box: list[Any] = [None] * self.ranks
+        dist.all_gather_object(box, value)
+        return box
+
 
 def pick_device(name: str) -> torch.device:
     """`auto` is this process's GPU where there is one, `cuda` as well; `cuda:N` is that GPU on every worker."""

@@ -51,7 +51,7 @@ def validate_pam(
     kinds: set[str] = set()
     pictures = _Pictures(Path(root), path_prefix)
     for line, record in _records(Path(path), problems):
-        for rule, message in _errors(record):
+        for rule, message in record_errors(record):
             problems.append(Problem(line=line, rule=rule, message=message))
         if isinstance(record, dict):
             kinds.add(str(record.get("type")))
@@ -89,7 +89,8 @@ def _records(path: Path, problems: list[Problem]) -> Iterator[tuple[int, Any]]:
                 problems.append(Problem(line=line, rule="json", message=f"not a JSON record: {error}"))
 
 
-def _errors(record: Any) -> Found:
+def record_errors(record: Any) -> Found:
+    """(rule, message) of each rule that a record breaks, as it lies in the file; pictures are not looked for."""
     if not isinstance(record, dict):
         yield "record", f"a record is an object, not {type(record).__name__}"
         return

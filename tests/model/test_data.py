@@ -381,6 +381,10 @@ def test_records_of_files_with_one_name_do_not_share_their_taps(tmp_path: Path, 
     [
         ({"type": "text"}, "type is image or video"),
         ({"bbox": None}, "neither bbox nor points"),
+        ({"points": [[1, 2]], "labels": [1, 0]}, "1 points need as many labels"),
+        ({"points": [[1, 2]]}, "points and labels come together"),
+        ({"bbox": [5, 6, 10]}, "a box is x, y, width, height"),
+        ({"image": None}, "image is one path"),
         ({"conversations": [{"from": "gpt", "value": "x"}]}, "one human and one gpt"),
     ],
 )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,22 @@ import torch
 import yaml
 
 from model.config import PamConfig, PerceiverConfig
+from model.corpus import ShardCorpus
 from model.inference import PAM
 from model.optim import DivergedError, NanGuard, part_of, rate, unfreeze
 from model.pam import Pam
 from model.plan import MixtureConfig
 from model.practice import PracticeConfig, write_practice
 from model.train import Trainer, train
-from model.train_config import STAGE_PARTS, BatchConfig, DataConfig, OptimizerConfig, StartConfig, TrainConfig
+from model.train_config import (
+    STAGE_PARTS,
+    BatchConfig,
+    DataConfig,
+    OptimizerConfig,
+    StartConfig,
+    TrainConfig,
+    TrainError,
+)
 from model.vision import FrozenSam
 from model.world import World
 from stages.sam2.nano import NanoConfig, build_nano
@@ -168,6 +179,61 @@ def test_a_resumed_run_follows_the_same_curve(shards: Path, tmp_path: Path) -> N
     assert parts.last_loss == pytest.approx(whole.last_loss, abs=1e-6)
 
 
+def test_a_checkpoint_of_another_run_is_refused_by_name_or_dropped(shards: Path, tmp_path: Path) -> None:
+    config = _config(tmp_path / "out", shards, max_steps=2)
+    train(config, _sam())
+    assert train(config.model_copy(update={"max_steps": 3}), _sam()).steps == 3, "a longer run of its own goes on"
+    mixture = MixtureConfig(tasks={"label": 2.0})
+    data = config.data.model_copy(update={"mixture": mixture})
+    other = config.model_copy(update={"data": data, "batch": BatchConfig(images=6, clips=4)})
+    with pytest.raises(TrainError, match=r"of another run: batch, mixture differ\. .*output.*start_over"):
+        train(other, _sam())
+    begun = train(other.model_copy(update={"start_over": True}), _sam())
+    assert begun.steps == 2
+    rows = [json.loads(line)["step"] for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [1, 2]
+    assert train(other.model_copy(update={"start_over": True, "max_steps": 3}), _sam()).steps == 3
+    assert len(_losses(tmp_path / "out")) == 3, "its own checkpoint is not dropped: it goes on"
+
+
+def _spoilt(shards: Path, folder: Path) -> Path:
+    """The same shards with one picture cut short."""
+    folder.mkdir()
+    spoilt = 0
+    for shard in sorted(shards.glob("*.tar")):
+        with tarfile.open(shard) as source, tarfile.open(folder / shard.name, "w") as target:
+            for info in source:
+                data = source.extractfile(info).read()  # type: ignore[union-attr]
+                if info.name.endswith(".jpg") and not spoilt:
+                    spoilt, data = 1, data[:50]
+                info.size = len(data)
+                target.addfile(info, io.BytesIO(data))
+    return folder
+
+
+@pytest.mark.parametrize("hold", [False, True])
+def test_an_unreadable_picture_is_left_out_counted_and_named(
+    shards: Path, tmp_path: Path, hold: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoilt = _spoilt(shards, tmp_path / "shards")
+    data = DataConfig(shards=[str(spoilt)], clip_frames=3, prompt_variants=1, feature_cache="memory", hold=hold)
+    corpus = ShardCorpus([str(spoilt)])
+    lost = corpus.index.filter(corpus.index["media"] == corpus.index["media"][0])
+    config = _config(
+        tmp_path / "out", spoilt, data=data, epochs=1, max_steps=None, bad_captions=len(lost), save_every=2
+    )
+    result = train(config, _sam())
+    assert result.lost_captions == len(lost)
+    assert caplog.text.count("is left out: ") == len(lost)
+    assert "not a readable image" in caplog.text
+    assert result.last_loss > 0
+    strict = config.model_copy(update={"output": tmp_path / "strict", "bad_captions": len(lost) - 1})
+    with pytest.raises(TrainError, match=rf"{len(lost)} captions cannot be read, more than bad_captions"):
+        train(strict, _sam())
+    with pytest.raises(TrainError, match="captions cannot be read"):
+        train(strict, _sam())  # what was lost before its checkpoint is not forgotten
+
+
 class _PulledPlugError(Exception):
     """What stands for a power cut."""
 
@@ -236,11 +302,12 @@ def test_two_workers_train_as_one_does(shards: Path, tmp_path: Path, shard_model
     # three clips for two workers, one at a time: the second has nothing to learn in its last pass
     uneven: dict[str, Any] = {"max_steps": 6, "batch": BatchConfig(images=8, clips=3), "micro_clips": 1}
     alone = train(_config(tmp_path / "one", shards, **uneven), _sam())
-    config = _config(tmp_path / "two", shards, shard_model=shard_model, **uneven)
+    config = _config(tmp_path / "two", shards, shard_model=shard_model, sample_every=6, samples=2, **uneven)
     done = subprocess.run(_run(config, tmp_path, 2), env=_environment(), capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr[-3000:]
     assert _losses(tmp_path / "two") == pytest.approx(_losses(tmp_path / "one"), abs=1e-3)
     assert alone.last_loss == pytest.approx(_losses(tmp_path / "two")[-1], abs=1e-3)
+    assert len((tmp_path / "two" / "samples.jsonl").read_text().splitlines()) == 2
     from model import checkpoint
 
     ours, theirs = (checkpoint.load(tmp_path / name / "model")[0].state_dict() for name in ("one", "two"))
