@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 
 from model import checkpoint
-from model.corpus import Corpus, Example, ShardCorpus
+from model.config import PamConfig
+from model.corpus import Corpus, CorpusError, Example, ShardCorpus
 from model.jsonl import JsonlCorpus
 from model.pam import Pam
+from model.qwen import load_llm
 from model.tokenizer import load_tokenizer, train_tokenizer
 from model.train_config import DataConfig, StartConfig, TrainConfig
 from model.world import World
@@ -82,12 +87,10 @@ def build_model(config: TrainConfig, corpus: Corpus, world: World) -> tuple[Pam,
     if start.checkpoint is not None:
         return checkpoint.load(start.checkpoint)
     if start.released is not None:
-        import torch
-
-        pam, tokenizer, report = checkpoint.load_released(start.released, dtype=torch.float32)
-        if not report.clean:
-            raise checkpoint.CheckpointError(f"{start.released} is not a complete PAM\n{report}")
-        return pam, tokenizer
+        return checkpoint.load_whole(start.released, dtype=torch.float32)
+    if start.llm is not None:
+        given = load_tokenizer(start.tokenizer) if start.tokenizer is not None else None
+        return load_llm(start.llm, start.fresh or PamConfig(), given)
     tokenizer = _tokenizer(start, corpus)
     if start.fresh is None:
         raise ValueError("start: nothing to start from")
@@ -101,4 +104,11 @@ def _tokenizer(start: StartConfig, corpus: Corpus) -> Any:
         return load_tokenizer(start.tokenizer)
     count = len(corpus.index)
     rows = range(0, count, max(1, count // _TOKENIZER_TEXTS))
-    return train_tokenizer((corpus.load(row).text for row in rows), start.vocab_size)
+    return train_tokenizer(_texts(corpus, rows), start.vocab_size)
+
+
+def _texts(corpus: Corpus, rows: Iterable[int]) -> Iterator[str]:
+    """The captions of these rows; what cannot be read is met again, and counted, in training."""
+    for row in rows:
+        with suppress(CorpusError):
+            yield corpus.load(row).text
