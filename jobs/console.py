@@ -27,6 +27,7 @@ _ELSEWHERE = (
     ("model.corpus", "CorpusError"),
     ("model.judges", "JudgeError"),
     ("model.optim", "DivergedError"),
+    ("model.train_config", "TrainError"),
     ("stages.base", "CannotGoOn"),
     ("stages.base", "TransientError"),
     ("stages.base", "UnitError"),
@@ -119,6 +120,19 @@ def only_json(json: bool) -> Iterator[None]:
     """With `--json`, what libraries print meanwhile (Ray when a worker dies) goes to stderr, away from the object."""
     with redirect_stdout(sys.stderr) if json else nullcontext():
         yield
+
+
+@contextmanager
+def told(logger: str, silent: bool) -> Iterator[None]:
+    """What this logger says of its progress (not only its warnings) goes to stderr meanwhile, unless `silent`."""
+    log = logging.getLogger(logger)
+    before = log.level
+    if not silent:
+        log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def accounts_table(counts: Mapping[str, Counts], title: str = "") -> Table:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.console import Json, Overrides, one_line_errors, only_json, out, print_json
+from jobs.console import Json, Overrides, one_line_errors, only_json, out, print_json, told
 
 _IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
@@ -35,7 +35,7 @@ def train(
     from model.train_config import TrainConfig
     from pipeline.settings import load
 
-    with only_json(json):
+    with only_json(json), told("perceive.train", silent=json):
         result = run(load(Path(config), TrainConfig, set_))
     facts = {name: str(value) if isinstance(value, Path) else value for name, value in vars(result).items()}
     if json:

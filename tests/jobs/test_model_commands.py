@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -125,6 +126,26 @@ def test_what_is_not_there_is_one_line(run: Run, folder: Path, tmp_path: Path) -
         assert result.exit_code == 1, result.output
         assert said in result.stderr
         assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("json_", [False, True])
+def test_training_says_where_it_is(run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, json_: bool) -> None:
+    write_practice(tmp_path / "shards", PracticeConfig(images=2, clips=0, size=64))
+    llm = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    fresh = {"sam": "nano", "perceiver": {"dim": 64, "mlp_dim": 32, "tokens": 2}, "video_frames": 2}
+    fresh["llm"] = llm | {"num_key_value_heads": 1, "tie_word_embeddings": True}
+    config = {"output": str(tmp_path / "out"), "start": {"fresh": fresh, "vocab_size": 400}, "device": "cpu"}
+    config |= {"data": {"shards": [str(tmp_path / "shards")]}, "batch": {"images": 2, "clips": 1}, "max_steps": 1}
+    file = tmp_path / "train.yaml"
+    file.write_text(yaml.safe_dump(config))
+    result = run("train", file, *(["--json"] if json_ else []))
+    assert result.exit_code == 0, result.output
+    assert ("step 1  loss" in caplog.text) == (not json_)
+    if json_:
+        assert json.loads(result.stdout)["steps"] == 1
+    changed = run("train", file, "--set", "batch.images=1")
+    assert changed.exit_code == 1
+    assert "of another run: batch differ" in " ".join(changed.stderr.split())
 
 
 def test_validation_prints_a_table_and_scores_its_answers_again(
