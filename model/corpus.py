@@ -8,6 +8,7 @@ list of numbers: it can be shuffled, divided and resumed exactly. Local files an
 from __future__ import annotations
 
 import json
+import posixpath
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 import fsspec
 import numpy as np
 import polars as pl
+from fsspec.implementations.local import LocalFileSystem
 
 from schemas.base import Box
 from schemas.caption import Language, Task
@@ -113,10 +115,11 @@ def find_shards(source: str, options: dict[str, Any] | None = None) -> tuple[lis
     adds the media shards of the split layout. Raises CorpusError when there are none.
     """
     fs, path = fsspec.url_to_fs(source, **(options or {}))
-    found = sorted(fs.glob(path)) if "*" in path else [path] if fs.exists(path) else []
-    folders = [each for each in found if fs.isdir(each)]
-    inside = [_of_folder(fs, folder) for folder in folders]
-    named = [each for each in found if each not in folders]
+    found = fs.glob(path, detail=True) if "*" in path else {path: fs.info(path)} if fs.exists(path) else {}
+    # a listing knows what is a file; only links have to be looked at
+    folders = {path for path, info in found.items() if info["type"] != "file" and fs.isdir(path)}
+    inside = [_of_folder(fs, folder) for folder in sorted(folders)]
+    named = sorted(set(found) - folders)
     if not named and not any(inside):
         raise CorpusError(f"{source}: no *.tar shards there; name a split of a pack, such as RUN/packs/ID/train")
     return [list(map(fs.unstrip_protocol, part)) for part in inside], list(map(fs.unstrip_protocol, named))
@@ -132,7 +135,9 @@ def _listed(fs: Any, folder: str, name: str) -> list[str]:
     if not fs.exists(file):
         return []
     urls = [entry["url"] for entry in json.loads(fs.cat_file(file))["shardlist"]]
-    return [str(Path(f"{folder.rstrip('/')}/{url}").resolve()) if ".." in url else f"{folder}/{url}" for url in urls]
+    paths = [f"{folder.rstrip('/')}/{url}" for url in urls]
+    local = isinstance(fs, LocalFileSystem)  # there a folder may be a link, and `..` means what it links to
+    return [str(Path(path).resolve()) if local else posixpath.normpath(path) for path in paths]
 
 
 class ShardCorpus:

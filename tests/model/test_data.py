@@ -11,6 +11,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -111,6 +112,11 @@ def test_the_split_layout_reads_like_the_joined_one(shards: Path, corpus: ShardC
     assert split.index.equals(corpus.index)
     row = _rows(corpus, "detailed")[3]
     np.testing.assert_array_equal(split.load(row).read([0])[0], corpus.load(row).read([0])[0])
+    store = fsspec.filesystem("memory")
+    store.put(str(tmp_path), "/split-layout", recursive=True)
+    far = ShardCorpus(["memory://split-layout/packs/p/train"])
+    assert far.index.equals(corpus.index)
+    np.testing.assert_array_equal(far.load(row).read([0])[0], corpus.load(row).read([0])[0])
 
 
 def _repacked(shards: Path, folder: Path, side: int) -> None:
