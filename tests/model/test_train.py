@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from model.optim import DivergedError, NanGuard, part_of, rate, unfreeze
 from model.pam import Pam
 from model.plan import MixtureConfig
 from model.practice import PracticeConfig, write_practice
+from model.progress import Journal
 from model.train import Trainer, train
 from model.train_config import (
     STAGE_PARTS,
@@ -252,6 +254,17 @@ class _PulledPlug(FrozenSam):
         return super().encode(pixels)
 
 
+def test_tensorboard_is_written_where_it_is_and_missed_where_it_is_asked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    installed = find_spec("tensorboard") is not None
+    for wanted, written in (("auto", installed), (True, installed), (False, False)):
+        caplog.clear()
+        Journal(tmp_path / str(wanted), 0, wanted).metrics({"step": 1, "loss": 1.0})
+        assert (tmp_path / str(wanted) / "tensorboard").is_dir() == written
+        assert ("not installed" in caplog.text) == (wanted is True and not installed)
+
+
 def test_the_rate_warms_up_and_falls_along_a_cosine() -> None:
     config = OptimizerConfig(learning_rate=1.0, warmup=0.1, final_share=0.1)
     assert [round(rate(config, p), 3) for p in (0, 0.05, 0.1, 0.55, 1.0)] == [0.0, 0.5, 1.0, 0.55, 0.1]
@@ -301,13 +314,18 @@ def _environment() -> dict[str, str]:
 def test_two_workers_train_as_one_does(shards: Path, tmp_path: Path, shard_model: bool) -> None:
     # three clips for two workers, one at a time: the second has nothing to learn in its last pass
     uneven: dict[str, Any] = {"max_steps": 6, "batch": BatchConfig(images=8, clips=3), "micro_clips": 1}
-    alone = train(_config(tmp_path / "one", shards, **uneven), _sam())
-    config = _config(tmp_path / "two", shards, shard_model=shard_model, sample_every=6, samples=2, **uneven)
+    uneven |= {"bad_captions": 99}
+    spoilt = _spoilt(shards, tmp_path / "spoilt")
+    alone = train(_config(tmp_path / "one", spoilt, **uneven), _sam())
+    config = _config(tmp_path / "two", spoilt, shard_model=shard_model, sample_every=6, samples=2, **uneven)
     done = subprocess.run(_run(config, tmp_path, 2), env=_environment(), capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr[-3000:]
     assert _losses(tmp_path / "two") == pytest.approx(_losses(tmp_path / "one"), abs=1e-3)
     assert alone.last_loss == pytest.approx(_losses(tmp_path / "two")[-1], abs=1e-3)
-    assert len((tmp_path / "two" / "samples.jsonl").read_text().splitlines()) == 2
+    last = json.loads((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["lost_captions"] == alone.lost_captions > 0
+    samples = (tmp_path / "two" / "samples.jsonl").read_text().splitlines()
+    assert len(samples) == 1, "two were asked for, and the first cannot be read"
     from model import checkpoint
 
     ours, theirs = (checkpoint.load(tmp_path / name / "model")[0].state_dict() for name in ("one", "two"))
