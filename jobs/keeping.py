@@ -14,6 +14,9 @@ def add_to(app: typer.Typer) -> None:
         app.command(name)(command)
 
 
+_PACK_AGAIN = "delete the file if it is there; `perceive pack` with that pack's policy and settings writes it anew"
+
+
 @one_line_errors
 def verify(config: ConfigOrRun, json: Json = False) -> None:
     """Hash every committed part and packed shard again, check commits, snapshots, keys; error on any problem."""
@@ -34,7 +37,7 @@ def verify(config: ConfigOrRun, json: Json = False) -> None:
             out.print(f"[red]{problem.file}[/]: {problem.what}\n  fix: {problem.fix}")
         for pack_id, problems in torn.items():
             for text in problems:
-                out.print(f"[red]pack {pack_id}[/]: {text}\n  fix: delete the shard and its rows with `gc`, pack again")
+                out.print(f"[red]pack {pack_id}[/]: {text}\n  fix: {_PACK_AGAIN}")
         found = len(report.problems) + sum(map(len, torn.values()))
         out.print(f"{report.parts} parts, {report.rows} rows, {len(torn)} packs, {found} problems")
     if not ok:

@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import orjson
 import polars as pl
 
 from pipeline.engine import Corpus, Counts, frame_of, ledger_url
 from pipeline.output import decision_fingerprint, decisions
 from pipeline.session import Session
+from pipeline.store import Store
 from pipeline.work import Node
 from schemas.keys import digest_columns, digest_value, set_digest
 from stages.base import fingerprint
 from stages.decide import evaluate
 from stages.pack import build_pack, finish_pack, pack_effort, plan_pack
 from stages.pack.card import Story
+from stages.pack.finish import MANIFEST
+from stages.pack.forget import PACKS
 from stages.pack.frames import PackFrames
+from stages.pack.plan import MEDIA_FOLDER
 from stages.pack.records import Packed
 from stages.policy import Policy, policy_digest
 from stages.teachers.cache import Bought, by_model
@@ -59,21 +64,23 @@ def pack_inputs(now: Corpus, policy: Policy) -> str:
 def pack_kept(session: Session) -> None:
     """Writes the shards that the present decisions ask for and that do not exist yet.
 
-    Where nothing has changed since the current pack was finished, nothing is planned. With `retry`, shards that lack
-    samples (their media could not be read) are written once more.
+    Where nothing has changed since the current pack was finished and all of its files are in place, nothing is planned.
+    Shards that are gone, or not as long as they were, are written anew. With `retry`, so are shards that lack samples
+    (their media could not be read).
     """
     now = session.corpus()
     policy = now.policy
     inputs = pack_inputs(now, policy)
     stage = build_pack(session.config.pack, session.writer.store.url, session.config.storage_options)
     print_ = fingerprint(stage)
-    if _is_finished(session, inputs) and not session.retry:
-        session.result.pack_id = now.view.snapshot.pointers["pack"] if now.view.snapshot else None
+    pointers = now.view.snapshot.pointers if now.view.snapshot else {}
+    if _is_finished(session.writer.store, pointers, inputs) and not session.retry:
+        session.result.pack_id = pointers["pack"]
         session.snapshot(fingerprints={"pack": print_.hex()})
         return
     packed = frame_of(now.view, stage.table, [print_], Packed)
     plan = plan_pack(pack_frames(now, policy), session.config.pack, packed)
-    waiting = plan.pending(packed, session.retry)
+    waiting = plan.pending(packed, session.retry, _sizes(session.writer.store, plan.pack_id))
     for start in range(0, len(waiting), _SHARDS_AT_ONCE):
         units = plan.fill(waiting.slice(start, _SHARDS_AT_ONCE))
         session.run_nodes([Node("pack", stage, stage.table, print_, units)])
@@ -89,13 +96,28 @@ def pack_kept(session: Session) -> None:
     session.snapshot(fingerprints={"pack": print_.hex()}, pointers={"pack": plan.pack_id, **facts})
 
 
-def _is_finished(session: Session, inputs: str) -> bool:
-    before = session.writer.current()
-    pointers = before.pointers if before else {}
+def _is_finished(store: Store, pointers: Mapping[str, str], inputs: str) -> bool:
+    """Whether the current pack is made from these inputs and lies there whole."""
     if pointers.get(_INPUTS) != inputs:
         return False
-    manifest = f"packs/{pointers['pack']}/manifest.json"
-    return pointers[_PLANNED] == "0" or session.writer.store.exists(manifest)
+    return pointers[_PLANNED] == "0" or _in_place(store, pointers["pack"])
+
+
+def _in_place(store: Store, pack_id: str) -> bool:
+    """Whether a pack's manifest is there and every file that it lists has its size."""
+    folder = f"{PACKS}/{pack_id}"
+    try:
+        manifest = orjson.loads(store.read(f"{folder}/{MANIFEST}"))
+    except (FileNotFoundError, orjson.JSONDecodeError):
+        return False
+    listed = {shard["shard"]: shard["num_bytes"] for shard in manifest["shards"]}
+    listed |= {f"{folder}/{file['path']}": file["num_bytes"] for file in manifest["files"]}
+    return listed.items() <= _sizes(store, pack_id).items()
+
+
+def _sizes(store: Store, pack_id: str) -> dict[str, int]:
+    """The bytes of every file of a pack and of all media shards, by path in the run."""
+    return {info.path: info.size for folder in (f"{PACKS}/{pack_id}", MEDIA_FOLDER) for info in store.files(folder)}
 
 
 def packed_counts(now: Corpus) -> Counts:
@@ -107,7 +129,7 @@ def packed_counts(now: Corpus) -> Counts:
     policy = now.policy
     kept = int((decisions(now, policy)["status"] == "ok").sum())
     pointers = now.view.snapshot.pointers if now.view.snapshot else {}
-    if not kept or pointers.get(_INPUTS) != pack_inputs(now, policy):
+    if not kept or not _is_finished(now.view.store, pointers, pack_inputs(now, policy)):
         return Counts(total=kept, pending=kept)
     planned, written = int(pointers[_PLANNED]), int(pointers[_WRITTEN])
     return Counts(total=kept, ok=written, filtered=kept - planned, failed=planned - written)

@@ -92,15 +92,15 @@ def verify_pack(root: str, pack_id: str, options: dict[str, Any] | None = None) 
 
 def _rows_of(plan: PackPlan, packed: pl.DataFrame) -> pl.DataFrame:
     latest = packed.unique(["shard_key", "input_digest"], keep="last")
-    wanted = plan.units.select("shard_key", "input_digest", "ordinal", "shard")
-    rows = wanted.join(latest.drop("shard"), on=["shard_key", "input_digest"], how="left", maintain_order="left")
+    wanted = plan.units.select("shard_key", "input_digest", "ordinal", planned="shard")
+    rows = wanted.join(latest, on=["shard_key", "input_digest"], how="left", maintain_order="left")
     absent = rows.filter(pl.col("status").is_null())
     if len(absent):
         raise PackIncompleteError(
             f"pack {plan.pack_id}: {len(absent)} of {len(wanted)} shards are not written, the first is "
-            f"{absent['shard'][0]}; run pack again"
+            f"{absent['planned'][0]}; run pack again"
         )
-    return rows
+    return rows.drop("planned")
 
 
 def _with_pixels(rows: pl.DataFrame) -> pl.DataFrame:

@@ -9,6 +9,7 @@ finish_pack(run_url, plan, all_rows_of_plan)               # driver: manifest, i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,18 +56,29 @@ class PackPlan:
         """The pack's folder inside the run."""
         return f"packs/{self.pack_id}"
 
-    def pending(self, packed: pl.DataFrame | None, retry: bool = False) -> pl.DataFrame:
+    def pending(
+        self, packed: pl.DataFrame | None, retry: bool = False, sizes: Mapping[str, int] | None = None
+    ) -> pl.DataFrame:
         """The light rows of shards that no `ok` row of the `packed` table holds yet.
 
-        With `retry` those that lack samples as well, with the attempts that they have had.
+        With `retry` those that lack samples as well, with the attempts that they have had. `sizes` (bytes by path in
+        the run, of the files that lie there) tells which shards are lost or cut short: their rows count no more. A
+        media shard that is in place is never replaced, since other packs' manifests state its bytes: what a retry
+        makes of it gets a name of its own.
         """
         if packed is None or packed.is_empty():
             return self.units
         on = ["shard_key", "input_digest"]
-        latest = packed.unique(on, keep="last")
-        whole = (pl.col("status") == "ok") & (~pl.lit(retry) | (pl.col("missing").list.len() == 0))
+        latest = packed.unique(on, keep="last").with_columns(there=_there(sizes))
+        whole = pl.col("there") & (~pl.lit(retry) | (pl.col("missing").list.len() == 0))
         left = self.units.join(latest.filter(whole).select(on), on=on, how="anti", maintain_order="left")
-        return left.join(latest.select(*on, "attempts"), on=on, how="left", maintain_order="left")
+        earlier = latest.select(*on, "attempts", "there", before="shard")
+        left = left.join(earlier, on=on, how="left", maintain_order="left")
+        attempt = pl.format("-{}.tar", pl.col("attempts") + 1)
+        fresh = pl.col("shard").str.strip_suffix(".tar") + attempt
+        path = pl.when(pl.col("there")).then(fresh).otherwise(pl.coalesce("before", "shard"))
+        path = pl.when(pl.col("kind") == "media").then(path).otherwise("shard")
+        return left.with_columns(shard=path).drop("before", "there")
 
     def fill(self, units: pl.DataFrame) -> pa.Table:
         """Units with their bodies: the table that `PackStage` takes. Memory is that of these shards' records."""
@@ -269,6 +281,15 @@ def _units(
             rows.append({**base, "kind": "media", "shard": path, "shard_key": key, "input_digest": content})
     rows = [{"pack_id": pack_id, "reuse_from": None, "reuse_sha256": None, "reuse_bytes": None, **row} for row in rows]
     return pl.DataFrame(rows, schema=_UNIT_SCHEMA, orient="row")
+
+
+def _there(sizes: Mapping[str, int] | None) -> pl.Expr:
+    """Whether a row tells of a shard that lies where it says."""
+    written = pl.col("status") == "ok"
+    if sizes is None:
+        return written
+    found = pl.col("shard").replace_strict(sizes, default=None, return_dtype=pl.Int64) if sizes else pl.lit(None)
+    return written & (found == pl.col("num_bytes")).fill_null(False)
 
 
 _UNIT_SCHEMA = {

@@ -43,7 +43,10 @@ class MissingSample(Record):
 
 
 class Packed(Row):
-    """One shard in place. `shard_key` = H(pack id, path); for media shards, which packs share, H(path).
+    """One shard in place. `shard_key` = H(pack id, path); for media shards, which packs share, H(planned path).
+
+    `shard` is the path at which it lies: that of a media shard ends in `-<attempt>` where an earlier attempt, which
+    lacks samples and which other packs may list, has the planned one.
 
     `bytes_written` is 0 for a shard that was linked from an earlier pack. A shard none of whose samples could be read
     is `failed`; `missing` names the samples that it lacks otherwise.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,24 @@ def test_shards_whose_pictures_were_away_are_written_on_retry(tmp_path: Path, la
     packed = tables_of(open_corpus(config))["packed"].filter(pl.col("status") == "ok")
     assert packed["attempts"].max() == 2
     assert verify(Run.open(config.run)).ok
+    _lost_files_come_back(path, manifest)
+
+
+def _lost_files_come_back(path: Path, manifest: dict[str, Any]) -> None:
+    """`pack` writes anew what is gone of a finished pack: a shard, a file beside it, all of it."""
+    config = load_config(path)
+    run, pack = Path(config.run), Path(config.run) / "packs" / manifest["pack_id"]
+    (run / manifest["shards"][0]["shard"]).unlink()
+    _perceive("pack", path)
+    assert _manifest(config) == manifest
+    (pack / "regions.parquet").unlink()
+    _perceive("pack", path)
+    shutil.rmtree(pack)
+    counts = status(config)["pack"]
+    assert (counts.ok, counts.pending) == (0, counts.total)
+    _perceive("pack", path)
+    assert _manifest(config) == manifest
+    _perceive("verify", path)
 
 
 def _shows_the_whole_life(config: Path) -> None:

@@ -308,11 +308,12 @@ def new_corpus(tmp_path: Path) -> Callable[[str], Corpus]:
     return lambda name: Corpus(tmp_path / name)
 
 
-def run_plan(plan: PackPlan, root: Path, packed: pl.DataFrame | None = None) -> pl.DataFrame:
+def run_plan(plan: PackPlan, root: Path, packed: pl.DataFrame | None = None, retry: bool = False) -> pl.DataFrame:
     """Writes what is pending of a plan as the runner would; returns all rows of `packed`."""
     stage = PackStage(plan.config, str(root))
     rows = [] if packed is None else [packed]
-    for batch in plan.pending(packed).iter_slices(2):
+    sizes = {str(path.relative_to(root)): path.stat().st_size for path in root.rglob("*.tar")}
+    for batch in plan.pending(packed, retry, sizes).iter_slices(2):
         rows += [pl.DataFrame(pl.from_arrow(table)) for table in checked(stage, plan.fill(batch))]
     return pl.concat(rows)
 

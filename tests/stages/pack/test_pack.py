@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -13,12 +14,16 @@ import pytest
 from schemas.sample import Sample
 from stages.pack import PackConfig, PackFrames, PackIncompleteError, finish_pack, plan_pack, verify_pack
 
-SMALL = PackConfig(max_shard_bytes="16kB", validation_fraction=0.3)
+SMALL = PackConfig(layout="joined", max_shard_bytes="16kB", validation_fraction=0.3)
 
 
 def members(path: Path) -> dict[str, bytes]:
     with tarfile.open(path) as archive:
         return {member.name: archive.extractfile(member).read() for member in archive}
+
+
+def sizes(root: Path) -> dict[str, int]:
+    return {str(path.relative_to(root)): path.stat().st_size for path in root.rglob("*.tar")}
 
 
 def everything(folder: Path) -> dict[str, bytes]:
@@ -94,6 +99,27 @@ def test_a_written_shard_is_not_pending(corpus, write, tmp_path):
     assert len(plan.pending(rows.slice(1))) == 1
     with pytest.raises(PackIncompleteError, match=r"1 of \d+ shards are not written"):
         finish_pack(str(tmp_path), plan, rows.slice(1))
+
+
+def test_a_shard_that_is_lost_or_cut_short_is_written_again(corpus, write, tmp_path):
+    plan = plan_pack(corpus.frames(), SMALL)
+    rows = write(plan, tmp_path)
+    finish_pack(str(tmp_path), plan, rows)
+    whole = everything(tmp_path / "packs")
+    lost, torn = (tmp_path / shard for shard in plan.units["shard"][:2])
+    lost.unlink()
+    torn.write_bytes(torn.read_bytes()[:-512])
+    waiting = plan.pending(rows, sizes=sizes(tmp_path))
+    assert waiting["shard"].to_list() == plan.units["shard"][:2].to_list()
+    assert waiting["attempts"].to_list() == [1, 1]
+    again = write(plan, tmp_path, rows)
+    assert len(again) == len(rows) + 2
+    finish_pack(str(tmp_path), plan, again)
+    assert everything(tmp_path / "packs") == whole
+    shutil.rmtree(tmp_path / "packs")
+    assert len(plan.pending(again, sizes=sizes(tmp_path))) == len(plan.units)
+    finish_pack(str(tmp_path), plan, write(plan, tmp_path, again))
+    assert everything(tmp_path / "packs") == whole
 
 
 def test_adding_media_moves_no_sample_and_keeps_most_shards(new_corpus, tmp_path):
@@ -226,7 +252,7 @@ def test_a_shard_that_lacks_samples_is_written_again_on_request(corpus, write, t
     gone = Path(corpus.media[0].uri)
     data = gone.read_bytes()
     gone.unlink()
-    config = PackConfig(max_shard_bytes="40kB", validation_fraction=0)
+    config = PackConfig(layout="joined", max_shard_bytes="40kB", validation_fraction=0)
     plan = plan_pack(corpus.frames(), config)
     rows = write(plan, tmp_path)
     assert not len(plan.pending(rows))

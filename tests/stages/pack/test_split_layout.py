@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import tarfile
 from pathlib import Path
 
 import polars as pl
 
 from schemas.sample import Sample
-from stages.pack import PackConfig, finish_pack, pack_effort, plan_pack
+from stages.pack import PackConfig, finish_pack, pack_effort, plan_pack, verify_pack
 
 SPLIT = PackConfig(layout="split", max_shard_bytes="16kB", validation_fraction=0.3)
-JOINED = PackConfig(max_shard_bytes="16kB", validation_fraction=0.3)
+JOINED = PackConfig(layout="joined", max_shard_bytes="16kB", validation_fraction=0.3)
 
 
 def names(path: Path) -> list[str]:
@@ -118,6 +119,38 @@ def test_a_shard_that_is_to_be_reused_and_is_gone_is_written_again(new_corpus, w
     second = plan_pack(corpus.frames(), JOINED, rows)
     after = write(second, tmp_path, rows).filter(pl.col("pack_id") == second.pack_id)
     assert (after["bytes_written"] == after["num_bytes"]).all()
+
+
+def test_a_retried_media_shard_leaves_older_packs_as_they_were(new_corpus, write, tmp_path):
+    corpus = new_corpus("some")
+    for seed in range(4):
+        corpus.add(seed)
+    away = Path(corpus.media[0].uri)
+    picture = away.read_bytes()
+    away.unlink()
+    config = PackConfig(layout="split", validation_fraction=0)
+    first = plan_pack(corpus.frames(), config)
+    rows = write(first, tmp_path)
+    finish_pack(str(tmp_path), first, rows)
+    corpus.reject(corpus.captions[-1].caption_key)
+    second = plan_pack(corpus.frames(), config, rows)
+    rows = write(second, tmp_path, rows)
+    away.write_bytes(picture)
+
+    rows = write(second, tmp_path, rows, retry=True)
+    whole = finish_pack(str(tmp_path), second, rows)
+    assert whole["missing_samples"] == []
+    assert verify_pack(str(tmp_path), second.pack_id) == verify_pack(str(tmp_path), first.pack_id) == []
+    (media,) = (shard["shard"] for shard in whole["shards"] if shard["kind"] == "media")
+    assert f"{corpus.media[0].media_key.hex()}.jpg" in names(tmp_path / media)
+    listed = json.loads((tmp_path / second.folder / "train/index-media.json").read_text())["shardlist"]
+    assert (tmp_path / second.folder / "train" / listed[0]["url"]).resolve() == tmp_path / media
+    assert write(second, tmp_path, rows, retry=True).equals(rows), "nothing is left to try"
+
+    (tmp_path / media).unlink()
+    rows = write(second, tmp_path, rows)
+    assert finish_pack(str(tmp_path), second, rows) == whole
+    assert verify_pack(str(tmp_path), second.pack_id) == []
 
 
 def test_a_picture_that_is_gone_keeps_the_halves_aligned(corpus, write, tmp_path):
