@@ -51,7 +51,7 @@ def build(folder: Path, images: int, defects: float, spoilt: float, seed: int) -
                 demo.plant(session, seed, spoilt, ("brief", "detailed"))
             run_phases(session, ("score", "decide", "pack"))
         pack = Path(config.run) / "packs" / str(session.result.pack_id)
-        shards[name] = sorted(str(path) for split in ("train", "validation") for path in (pack / split).glob("*.tar"))
+        shards[name] = [str(pack / split) for split in ("train", "validation") if (pack / split).exists()]
     return shards
 
 

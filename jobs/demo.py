@@ -100,7 +100,7 @@ def draw(folder: Path, images: int, clips: int, seed: int, defects: float = DEFE
         "teacher": {"backend": "measured"},
         "captions": {"tasks": ["label", "explain", "brief", "detailed"], "languages": ["en"]},
         "policy": "policy/default.yaml",
-        "pack": {"layout": "joined", "validation_fraction": 0.2},
+        "pack": {"layout": "split", "validation_fraction": 0.2},
     }
     path = folder / "demo.yaml"
     text = "# A drawn world: photos as COCO, clips as SA-V.\n" + yaml.safe_dump(settings, sort_keys=False)
@@ -184,7 +184,7 @@ def train_nano(config: EngineConfig, pack_id: str, seconds: float) -> dict[str, 
         "and its control on shuffled captions for as many steps"
     )
     pack = Path(config.run) / "packs" / pack_id
-    shards = {split: sorted(str(path) for path in (pack / split).glob("*.tar")) for split in ("train", "validation")}
+    shards = {split: [str(pack / split)] if (pack / split).exists() else [] for split in ("train", "validation")}
     done = train_and_validate(shards["train"], shards["validation"], Path(config.run) / "pam", seconds)
     names = sorted(set(done.learned.overall) | set(done.control.overall))
     return {

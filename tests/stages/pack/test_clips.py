@@ -14,7 +14,7 @@ from stages.media.video import open_video
 from stages.pack import PackConfig, finish_pack, plan_pack
 from stages.pack.shards import clip_indices, uniform
 
-CONFIG = PackConfig(validation_fraction=0, clip_frames=8, event_frames=4)
+CONFIG = PackConfig(layout="joined", validation_fraction=0, clip_frames=8, event_frames=4)
 
 
 def pack(corpus, write, root, config=CONFIG) -> dict[str, bytes]:

@@ -58,7 +58,7 @@ def test_forgetting(corpus, write, tmp_path, layout):
 
 
 def test_indexes_still_point_at_their_samples(corpus, write, tmp_path):
-    config = PackConfig(max_shard_bytes="40kB", validation_fraction=0)
+    config = PackConfig(layout="joined", max_shard_bytes="40kB", validation_fraction=0)
     plan = plan_pack(corpus.frames(), config)
     finish_pack(str(tmp_path), plan, write(plan, tmp_path))
     gone = plan.members["media_key"][0]
@@ -74,14 +74,15 @@ def test_indexes_still_point_at_their_samples(corpus, write, tmp_path):
     assert {sample["__key__"] for sample in dataset} == set(index["media_key"])
 
 
-def test_a_shard_of_one_media_is_deleted(new_corpus, write, tmp_path):
+@pytest.mark.parametrize(("layout", "count"), [("joined", 1), ("split", 2)])
+def test_a_shard_of_one_media_is_deleted(new_corpus, write, tmp_path, layout, count):
     corpus = new_corpus("one")
     key = corpus.add(0)
-    plan = plan_pack(corpus.frames(), PackConfig())
+    plan = plan_pack(corpus.frames(), PackConfig(layout=layout))
     rows = write(plan, tmp_path)
     finish_pack(str(tmp_path), plan, rows)
     shards = holding(str(tmp_path), [key])
-    assert [strip_shard(str(tmp_path), shard, [key]) for shard in shards] == [True]
+    assert [strip_shard(str(tmp_path), shard, [key]) for shard in shards] == [True] * count
     restate_pack(str(tmp_path), plan.pack_id, shards, [key])
     assert not list(tmp_path.rglob("*.tar"))
     assert verify_pack(str(tmp_path), plan.pack_id) == []

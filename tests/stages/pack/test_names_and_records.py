@@ -46,7 +46,7 @@ def test_hostile_names_stay_inside_and_collide_with_nothing(new_corpus, write, t
         )
         corpus.captions[-1] = corpus.captions[-1].model_copy(update={"text": name})
     root = tmp_path / "inner" / "run"
-    plan = plan_pack(corpus.frames(), PackConfig(validation_fraction=0.3))
+    plan = plan_pack(corpus.frames(), PackConfig(layout="joined", validation_fraction=0.3))
     finish_pack(str(root), plan, write(plan, root))
     outside = [path for path in tmp_path.rglob("*") if path.is_file() and root not in path.parents]
     assert {path.parent for path in outside} == {tmp_path / "hostile"}

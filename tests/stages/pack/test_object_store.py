@@ -10,6 +10,7 @@ import fsspec
 import polars as pl
 import pytest
 
+from model.corpus import ShardCorpus
 from stages.base import checked
 from stages.pack import PackConfig, PackPlan, build_pack, finish_pack, pack_effort, plan_pack, verify_pack
 from stages.pack.forget import holding, restate_pack, strip_shard
@@ -40,6 +41,10 @@ def test_a_pack_on_s3(
     base = s3_url.removeprefix("s3://")
     for path in tmp_path.rglob("*.tar"):
         assert store.cat_file(f"{base}/{path.relative_to(tmp_path)}") == path.read_bytes()
+
+    loaded = ShardCorpus([f"{s3_url}/{plan.folder}/{split}" for split in ("train", "validation")], s3_options)
+    assert len(loaded.index) == len(corpus.captions)
+    assert loaded.load(0).read([0])[0].shape == (48, 64, 3)
 
     corpus.reject(corpus.captions[30].caption_key)
     second = plan_pack(corpus.frames(), config, rows)
