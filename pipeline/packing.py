@@ -79,7 +79,7 @@ def pack_kept(session: Session) -> None:
         session.snapshot(fingerprints={"pack": print_.hex()})
         return
     packed = frame_of(now.view, stage.table, [print_], Packed)
-    plan = plan_pack(pack_frames(now, policy), session.config.pack, packed)
+    plan = plan_pack(pack_frames(now, policy), session.config.pack, packed, decided_by=policy_digest(policy).hex())
     waiting = plan.pending(packed, session.retry, _sizes(session.writer.store, plan.pack_id))
     for start in range(0, len(waiting), _SHARDS_AT_ONCE):
         units = plan.fill(waiting.slice(start, _SHARDS_AT_ONCE))
@@ -88,8 +88,8 @@ def pack_kept(session: Session) -> None:
     if len(plan.units):
         rows = frame_of(session.writer.view(), stage.table, [print_], Packed)
         root, options = session.writer.store.url, session.config.storage_options
-        manifest = finish_pack(root, plan, rows, options, story_of(now, policy))
-        written = manifest["totals"]["captions"]
+        manifest = finish_pack(root, plan, rows, options, story_of(now, policy), scores_of(now, policy))
+        written = sum(row["captions"] for row in manifest["counts"])  # those whose pixels are there
         session.result.pack = {**manifest, "effort": pack_effort(plan, rows, waiting)}
         session.result.pack_id = plan.pack_id
     facts = {_INPUTS: inputs, _PLANNED: str(plan.num_captions), _WRITTEN: str(written)}
@@ -142,6 +142,15 @@ def story_of(now: Corpus, policy: Policy) -> Story:
     bought = by_model(ledger_url(now.config), now.config.storage_options)
     cost = cost_of(now.captions, bought)
     return Story(policy=f"{policy.name} ({policy_digest(policy).hex()})", yields=shown, cost=cost)
+
+
+def scores_of(now: Corpus, policy: Policy) -> pl.DataFrame:
+    """What the policy's checks look at, a row a caption that it keeps; null where a rule did not run."""
+    columns = sorted({check.column for check in policy.checks} & set(now.scored.columns))
+    kept = decisions(now, policy).filter(pl.col("status") == "ok")
+    scored = now.scored.lazy().join(kept.lazy().select("caption_key"), on="caption_key", how="semi")
+    named = scored.select("region_key", "task", "language", "event_index", pl.col(columns).cast(pl.Float64))
+    return named.collect()
 
 
 def cost_of(captions: pl.DataFrame, bought: Mapping[tuple[str, str], Bought]) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from schemas.base import Box, Key, Record
-from schemas.caption import NO_EVENT, Language, Task
+from schemas.caption import NO_EVENT, Language, Task, Usage
 from schemas.geometry import FrameMask, Point, Rle
 from schemas.media import MediaKind
 
@@ -36,7 +36,11 @@ class SampleEvent(Record):
 
 
 class SampleCaption(Record):
-    """One kept caption with what made it."""
+    """One kept caption with what made it: `decoding` is JSON text, `usage` counts all attempts.
+
+    What rules measured of it is not here but in the pack's sampling index: another policy names other scores, and
+    must not rewrite records that it does not change.
+    """
 
     task: Task
     language: Language
@@ -50,6 +54,10 @@ class SampleCaption(Record):
     model: str
     prompt_id: str
     prompt_hash: Key
+    views: list[str] = []
+    decoding: str = "{}"
+    finish_reason: str | None = None
+    usage: Usage = Usage()
 
 
 class SampleRegion(Record):

@@ -12,6 +12,7 @@ from typing import Any
 import fsspec
 import orjson
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.base import SCHEMA_VERSION
@@ -25,6 +26,7 @@ from stages.pack.tar import sweep_unfinished, write_bytes
 MANIFEST = "manifest.json"
 NO_STORY = Story()
 _COUNTED = ["split", "source", "task", "language"]
+_CAPTION = ["region_key", "task", "language", "event_index"]
 _ROW_GROUP = 100_000
 
 
@@ -38,6 +40,7 @@ def finish_pack(
     packed: pl.DataFrame,
     options: dict[str, Any] | None = None,
     story: Story = NO_STORY,
+    scores: pl.DataFrame | None = None,
 ) -> dict[str, Any]:
     """Writes `regions.parquet`, `features.json`, `<split>/index.json`, `README.md`, and last `manifest.json`.
 
@@ -45,14 +48,15 @@ def finish_pack(
 
     `root` is the run's folder, `packed` rows of the `packed` table (others than this plan's are ignored). Equal shards
     and an equal story give equal files: nothing of time or machine is in them. What killed writers
-    left of this plan is deleted, so nobody may be writing it any more.
+    left of this plan is deleted, so nobody may be writing it any more. `scores` (`region_key`, `task`, `language`,
+    `event_index`, and a column a score) go into the sampling index, beside their captions.
 
     Raises `PackIncompleteError` where a planned shard has no row.
     """
     rows = _with_pixels(_rows_of(plan, packed))
     good = rows.filter(pl.col("status") == "ok")
     base = f"{root.rstrip('/')}/{plan.folder}"
-    indexed = _indexed(plan, rows)
+    indexed = _indexed(plan, rows, scores)
     features = features_of(plan.forms, plan.config.layout)
     files = {"regions.parquet": indexed.parquet, "features.json": orjson.dumps(features, option=orjson.OPT_INDENT_2)}
     for split in good["split"].unique().sort():
@@ -205,22 +209,27 @@ class _Indexed:
     made: Made
 
 
-def _indexed(plan: PackPlan, rows: pl.DataFrame) -> _Indexed:
+def _indexed(plan: PackPlan, rows: pl.DataFrame, scores: pl.DataFrame | None) -> _Indexed:
     """Writes the index shard by shard, so that memory is that of a shard's records."""
     out, made = io.BytesIO(), Made()
     empty = pl.DataFrame(schema=_INDEX_SCHEMA)
     counts = [count_rows(empty)]
-    schema = empty.to_arrow(compat_level=pl.CompatLevel.oldest()).schema
+    known = empty.select(_CAPTION) if scores is None else scores.with_columns(pl.col("region_key").bin.encode("hex"))
     waiting: list[pl.DataFrame] = []
-    with pq.ParquetWriter(out, schema, compression="zstd") as writer:
+
+    def gathered() -> pa.Table:
+        whole = pl.concat([empty, *waiting]).join(known, on=_CAPTION, how="left", maintain_order="left")
+        return whole.to_arrow(compat_level=pl.CompatLevel.oldest())
+
+    with pq.ParquetWriter(out, gathered().schema, compression="zstd") as writer:
         for index, tables in _index_parts(plan, rows):
             counts.append(count_rows(index))
             made.add_rows(tables, index)
             waiting.append(index)
             if sum(map(len, waiting)) >= _ROW_GROUP:
-                writer.write_table(pl.concat(waiting).to_arrow(compat_level=pl.CompatLevel.oldest()))
-                waiting = []
-        writer.write_table(pl.concat([empty, *waiting]).to_arrow(compat_level=pl.CompatLevel.oldest()))
+                writer.write_table(gathered())
+                waiting.clear()
+        writer.write_table(gathered())
     # A media lies in one shard, so that the shards' counts add up.
     return _Indexed(out.getvalue(), summed(counts, _COUNTED), made)
 

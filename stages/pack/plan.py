@@ -38,7 +38,7 @@ class PackPlan:
     `ordinal` of its shard group, `position` in the shard. `excluded`: counts as `select.exclusions` gives them.
     `forms`: the pixels' forms with the most frames that a sample of each carries. `sources`: their names.
     `num_captions`: the captions that are to be packed. `bodies`: the rows to pack. `pack_id`: 16 hexadecimal digits
-    naming what is packed and how, so that equal inputs have equal names.
+    naming what is packed, how, and by which decisions, so that equal inputs have equal names.
     """
 
     pack_id: str
@@ -104,10 +104,12 @@ def plan_pack(
     config: PackConfig,
     packed: pl.DataFrame | None = None,
     media_per_slice: int = MEDIA_PER_SLICE,
+    decided_by: str = "",
 ) -> PackPlan:
     """Plans the shards of a run's current tables.
 
-    `packed` are earlier rows of the `packed` table, all packs: shards with the same input digest are reused. Reads
+    `packed` are earlier rows of the `packed` table, all packs: shards with the same input digest are reused.
+    `decided_by` names the decision set: packs of two sets have two ids, even where both keep the same captions. Reads
     the tables once, slice by slice: what stays in memory is a few numbers a media; pixels are never touched.
     """
     slices = Slices(frames, media_per_slice)
@@ -124,7 +126,8 @@ def plan_pack(
     media = pl.concat(light).sort("pack_split", "form", "media_key")
     members, shards = _cut_all(media, config)
     digests = media["digest"].to_list()
-    pack_id = digest_value({"config": config.model_dump(mode="json"), "samples": b"".join(digests)}).hex()[:16]
+    named = {"config": config.model_dump(mode="json"), "decided_by": decided_by, "samples": b"".join(digests)}
+    pack_id = digest_value(named).hex()[:16]
     units = _units(shards, members, digests, media["media_digest"].to_list(), pack_id, config)
     if packed is not None and not packed.is_empty():
         units = _reusing(units, packed)
@@ -246,7 +249,7 @@ _WRITTEN: dict[str, list[str]] = {
     "events": ["region_key", "event_index", "start_frame", "end_frame", "start_s", "end_s", "absent", "motion"],
     "captions": [
         "region_key", "task", "language", "event_index", "text", "label", "definition", "function", "history",
-        "teacher", "model", "prompt_id", "prompt_hash",
+        "teacher", "model", "prompt_id", "prompt_hash", "views", "decoding", "finish_reason", "usage",
     ],
 }  # fmt: skip
 

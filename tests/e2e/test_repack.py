@@ -63,6 +63,9 @@ def test_a_new_policy_writes_no_media_shard_and_under_a_twentieth_of_the_bytes(t
     assert (effort["media_shards_written"], effort["media_shards_reused"]) == (0, len(pixels))
     assert effort["caption_shards_written"] == 1
     assert 0 < effort["bytes_written"] < 0.05 * effort["bytes_total"]
+    pack_id = Run.open(str(tmp_path / "run")).view().snapshot.pointers["pack"]
+    index = pl.read_parquet(tmp_path / "run" / "packs" / pack_id / "regions.parquet")
+    assert index["mask_area_share"].max() <= (areas[-1] + areas[-2]) / 2
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "media_shards").rglob("*.tar")}
     assert after == pixels
 
@@ -88,6 +91,8 @@ def test_shards_whose_pictures_were_away_are_written_on_retry(tmp_path: Path, la
     assert 0 < poor.ok < poor.total
     assert poor.failed == poor.total - poor.ok
     manifest = _manifest(config)
+    (index,) = Path(config.run).glob("packs/*/regions.parquet")
+    assert poor.ok == len(pl.read_parquet(index)), "captions whose picture is missing are not in the pack"
     assert manifest["failed"]
     assert {row["reason"] for row in manifest["failed"]} <= {"missing_media", "no_media_shard"}
     assert verify(Run.open(config.run)).ok

@@ -13,7 +13,9 @@ import pytest
 
 from schemas.sample import Sample
 from stages.pack import PackConfig, PackFrames, PackIncompleteError, finish_pack, plan_pack, verify_pack
+from stages.pack.card import Story
 
+NAMES = {"region_key", "task", "language", "event_index"}
 SMALL = PackConfig(layout="joined", max_shard_bytes="16kB", validation_fraction=0.3)
 
 
@@ -90,6 +92,33 @@ def test_equal_tables_give_equal_bytes_in_any_row_order(corpus, write, tmp_path)
     finish_pack(str(tmp_path / "b"), second, write(second, tmp_path / "b"))
     assert first.pack_id == second.pack_id
     assert everything(tmp_path / "a") == everything(tmp_path / "b")
+
+
+def test_packs_of_two_policies_that_keep_the_same_lie_side_by_side(corpus, write, tmp_path):
+    first = plan_pack(corpus.frames(), SMALL, decided_by="one")
+    rows = write(first, tmp_path)
+    one = finish_pack(str(tmp_path), first, rows, story=Story(policy="one"))
+    second = plan_pack(corpus.frames(), SMALL, rows, decided_by="two")
+    after = write(second, tmp_path, rows)
+    two = finish_pack(str(tmp_path), second, after, story=Story(policy="two"))
+    assert one["pack_id"] != two["pack_id"]
+    assert after.filter(pl.col("pack_id") == second.pack_id)["bytes_written"].to_list() == [0] * len(second.units)
+    for plan, name in ((first, "one"), (second, "two")):
+        assert f"Filters: {name}" in (tmp_path / plan.folder / "README.md").read_text()
+        assert verify_pack(str(tmp_path), plan.pack_id) == []
+
+
+def test_scores_lie_beside_their_captions_in_the_sampling_index(corpus, write, tmp_path):
+    plan = plan_pack(corpus.frames(), SMALL)
+    named = pl.DataFrame([caption.model_dump(include=NAMES) for caption in corpus.captions])
+    scores = named.with_columns(words=pl.int_range(len(named)).cast(pl.Float64), margin=pl.lit(None, pl.Float64))
+    manifest = finish_pack(str(tmp_path), plan, write(plan, tmp_path), scores=scores.slice(1))
+    index = pl.read_parquet(tmp_path / plan.folder / "regions.parquet")
+    wanted = scores.with_columns(pl.col("region_key").bin.encode("hex"))
+    wanted = wanted.with_columns(words=pl.when(pl.int_range(pl.len()) > 0).then("words"))
+    order = ["region_key", "task", "language", "event_index"]
+    assert index.select(wanted.columns).sort(order).equals(wanted.sort(order))
+    assert sum(row["captions"] for row in manifest["counts"]) == len(index) == 48
 
 
 def test_a_written_shard_is_not_pending(corpus, write, tmp_path):
@@ -179,7 +208,7 @@ def test_a_streaming_chain_ends_at_its_first_gap(new_corpus):
 def test_a_media_that_is_gone_or_changed_is_named_and_the_rest_is_packed(corpus, write, tmp_path):
     Path(corpus.media[0].uri).unlink()
     Path(corpus.media[1].uri).write_bytes(Path(corpus.media[2].uri).read_bytes())
-    plan = plan_pack(corpus.frames(), PackConfig(validation_fraction=0))
+    plan = plan_pack(corpus.frames(), PackConfig(layout="joined", validation_fraction=0))
     manifest = finish_pack(str(tmp_path), plan, write(plan, tmp_path))
     assert manifest["missing_samples"] == [
         {"reason": "media_changed", "count": 1},
