@@ -1,8 +1,11 @@
 """Perceptual-duplicate groups: media whose 64-bit hashes lie within a few bits of a group's founder.
 
 A group is named by the media key of its first member and never changes: media that come later join the nearest
-founder within `distance`, or found their own group. Splits and benchmark guards go by group, so that a photo and its
-resized copy never end on two sides.
+founder within `distance`, or found their own group. Where the founder was taken down, the first member that is left
+stands for it. Splits and benchmark guards go by group, so that a photo and its resized copy never end on two sides.
+
+Nearness is to the founder and is no chain: of A ~ B ~ C, where A and C differ in too many bits, B is in the group of
+the one that came first, and the other founds its own.
 """
 
 from __future__ import annotations
@@ -29,8 +32,7 @@ def assign_groups(media: pl.DataFrame, distance: int = DISTANCE) -> pl.DataFrame
         raise ValueError(f"distance {distance}: must be in 0..{_MAX_DISTANCE}")
     known = media.filter(pl.col("group_key").is_not_null())
     index = _Founders(distance)
-    founders = known.filter((pl.col("group_key") == pl.col("media_key")) & pl.col("phash").is_not_null())
-    for key, phash in founders.select("media_key", "phash").iter_rows():
+    for key, phash in _standing_for(known).iter_rows():
         index.add(key, phash)
     fresh = media.filter(pl.col("group_key").is_null()).unique("media_key").sort("media_key")
     assigned: dict[bytes, bytes] = {}
@@ -45,6 +47,13 @@ def assign_groups(media: pl.DataFrame, distance: int = DISTANCE) -> pl.DataFrame
     )
     joined = media.join(found, on="media_key", how="left", maintain_order="left")
     return joined.with_columns(pl.coalesce("group_key", "_group").alias("group_key")).drop("_group")
+
+
+def _standing_for(known: pl.DataFrame) -> pl.DataFrame:
+    """`group_key` and the hash by which it is found: its founder's, or that of the first member that is left."""
+    hashed = known.filter(pl.col("phash").is_not_null())
+    first = hashed.sort("group_key", pl.col("media_key") != pl.col("group_key"), "media_key")
+    return first.unique("group_key", keep="first", maintain_order=True).select("group_key", "phash")
 
 
 def _structured(phash: int) -> bool:

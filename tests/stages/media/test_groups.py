@@ -33,6 +33,22 @@ def test_near_hashes_join_the_founder_and_far_ones_do_not():
     assert groups["group_key"].to_list() == [keys[0], keys[0], keys[2], keys[3], keys[4]]
 
 
+def test_a_copy_joins_a_group_whose_founder_was_taken_down():
+    base = 0x0F0F33335555AAAA
+    before = assign_groups(frame([base, flipped(base, [0]), flipped(base, [1])]))
+    founder = before["media_key"][0]
+    left = before.filter(pl.col("media_key") != founder)
+    after = assign_groups(pl.concat([left, frame([flipped(base, [0]), flipped(base, [2, 3])], start=1000)]))
+    assert after["group_key"].to_list() == [founder] * 4
+
+
+def test_nearness_is_to_the_founder_and_no_chain():
+    base = 0x0F0F33335555AAAA
+    groups = assign_groups(frame([base, flipped(base, [0, 1, 2]), flipped(base, [0, 1, 2, 3, 4, 5])]))
+    keys = groups["media_key"].to_list()
+    assert groups["group_key"].to_list() == [keys[0], keys[0], keys[2]]
+
+
 def test_blank_pictures_are_not_one_group():
     groups = assign_groups(frame([0, 1, 0]))
     assert groups["group_key"].n_unique() == 3
