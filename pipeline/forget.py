@@ -24,10 +24,12 @@ from pipeline.store import Store
 from pipeline.tables import Run, View, Writer
 from schemas.base import Record
 from stages.failpoints import failpoint
+from stages.media.probe import FORGOTTEN
 from stages.pack.forget import PACKS, holding, packs_of, restate_pack, strip_shard
 from stages.pack.plan import MEDIA_FOLDER
 from stages.pack.tar import sweep_unfinished
 from stages.teachers.cache import forget as forget_replies
+from stages.teachers.jobs import JobFolder
 
 REPORT = "report"
 _PACKED = "packed"
@@ -170,7 +172,9 @@ def _erase(writer: Writer, records: Sequence[Forgotten]) -> int:
     store = writer.store
     keys = [record.media_key for record in records]
     requests = [request for record in records for request in record.requests]
-    replies = forget_replies(f"{store.url}/{LEDGER}", keys, requests, store.storage_options)
+    ledger = f"{store.url}/{LEDGER}"
+    replies = forget_replies(ledger, keys, requests, store.storage_options)
+    JobFolder(f"{ledger}/jobs", store.storage_options).forget(requests)
     failpoint("forget.ledger")
     _strip_packs(store, records)
     _drop_rows(writer, records)
@@ -234,13 +238,22 @@ def _read(store: Store, path: str) -> pa.Table:
 
 
 def _about(table: str, rows: pa.Table, records: Sequence[Forgotten]) -> pa.Array:
-    """Which rows of a part are about one of the media; of `packed`, the shards that held one."""
+    """Which rows of a part are about one of the media; of `packed`, the shards that held one.
+
+    A row without a media key is about the media whose URI it names (it could not be read then), unless it is what an
+    ingest says of a media that was taken down.
+    """
     keys = pa.array(sorted({key for record in records for key in (record.media_key, *record.keys)}), pa.binary())
     about = pa.array([False] * len(rows))
     for name in _LINKS:
         if name in rows.column_names:
             held = pc.is_in(rows[name].cast(pa.binary()), value_set=keys)
             about = pc.or_(about, held.combine_chunks() if isinstance(held, pa.ChunkedArray) else held)
+    if "uri" in rows.column_names and "media_key" in rows.column_names:
+        uris = pa.array(sorted({uri for record in records for uri in record.uris}), pa.string())
+        named = pc.and_(pc.is_in(rows["uri"].cast(pa.string()), value_set=uris), pc.is_null(rows["media_key"]))
+        said = pc.fill_null(pc.equal(rows["reason"], FORGOTTEN), False) if "reason" in rows.column_names else False
+        about = pc.or_(about, pc.and_(named, pc.invert(said)).combine_chunks())
     if table == _PACKED:
         shards = pa.array(sorted({shard for record in records for shard in record.shards}), pa.string())
         media = {record.media_key for record in records}

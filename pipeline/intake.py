@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.engine import MEDIA_FINGERPRINT, source_fingerprint
+from pipeline.forgotten import taken_down
 from pipeline.known import SLICE_ROWS, commit_new
 from pipeline.session import Session
 from pipeline.tables import View
@@ -57,12 +58,15 @@ def _probe(session: Session, listed: pa.Table) -> None:
         rows = rows.filter(pl.col("status") != "failed")
     stage = session.stages.probe
     units = probe_units(listed, rows.select("uri_key", "input_digest"))
-    absent = missing_rows(units.filter(units["missing"]))
+    # What was taken down is not told anew, not even that it is missing: the stage passes it over.
+    forgotten = pc.is_in(units["uri"], value_set=pa.array(sorted(taken_down(session.writer.store).uris), pa.string()))
+    missing = pc.and_(units["missing"], pc.invert(forgotten))
+    absent = missing_rows(units.filter(missing))
     for start in range(0, len(absent), SLICE_ROWS):
         some = absent.slice(start, SLICE_ROWS)
         session.writer.commit_table(stage.table, fingerprint(stage), some, "uri_key", commit_keys(stage, some))
         session.tally_rows("probe", some)
-    present = units.filter(pc.invert(units["missing"]))
+    present = units.filter(pc.invert(missing))
     session.run_nodes([Node("probe", stage, stage.table, fingerprint(stage), present)])
 
 

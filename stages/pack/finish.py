@@ -24,6 +24,8 @@ from stages.pack.slices import summed
 from stages.pack.tar import sweep_unfinished, write_bytes
 
 MANIFEST = "manifest.json"
+FAILED = ("shard", "reason")
+"""What a manifest says of a shard that could not be written; the message in `packed` names files of the machine."""
 NO_STORY = Story()
 _COUNTED = ["split", "source", "task", "language"]
 _CAPTION = ["region_key", "task", "language", "event_index"]
@@ -285,7 +287,7 @@ def _manifest(plan: PackPlan, rows: pl.DataFrame, indexed: _Indexed, story: Stor
         **summary(shards.to_dicts(), indexed.counts, indexed.made, len(failed)),
         "excluded": plan.excluded.select(list(EXCLUDED_SCHEMA)).to_dicts(),
         "missing_samples": missing.group_by("reason").len("count").sort("reason").to_dicts(),
-        "failed": failed.select("shard", "reason", "message").to_dicts(),
+        "failed": failed.select(FAILED).to_dicts(),
         "story": story.model_dump(mode="json"),
     }
 

@@ -20,7 +20,7 @@ import polars as pl
 from schemas.base import Record
 from stages.failpoints import failpoint
 from stages.pack.card import dataset_card
-from stages.pack.finish import MANIFEST, Made, count_rows, index_bytes, summary
+from stages.pack.finish import FAILED, MANIFEST, Made, count_rows, index_bytes, summary
 from stages.pack.plan import MEDIA_FOLDER
 from stages.pack.tar import write_bytes, write_tar
 
@@ -108,6 +108,7 @@ def restate_pack(
         if name not in (_INDEX, "README.md"):
             data = filesystem.cat_file(f"{folder}/{name}")
             files[name] = _wids(data, name, pack_id, facts) if name.rpartition("/")[2].startswith("index") else data
+    manifest["failed"] = [{name: row[name] for name in FAILED} for row in manifest["failed"]]
     manifest |= summary(listed, count_rows(index), made, len(manifest["failed"]))
     files["README.md"] = dataset_card(manifest).encode()
     target = f"{root.rstrip('/')}/{PACKS}/{pack_id}"

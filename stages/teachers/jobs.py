@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,16 @@ class JobFolder:
         """Deletes a record; one that is not there is as well."""
         if self._fs.exists(self._path(job)):
             self._fs.rm_file(self._path(job))
+
+    def forget(self, requests: Collection[bytes]) -> None:
+        """Takes requests out of the records; a job that asks nothing else loses its record."""
+        gone = {request.hex() for request in requests}
+        for job in self.load():
+            left = tuple(name for name in job.requests if name not in gone)
+            if not left:
+                self.remove(job)
+            elif len(left) < len(job.requests):
+                self.save(job.model_copy(update={"requests": left}))
 
     def _path(self, job: Job) -> str:
         return f"{self._root}/{job.name}.json"

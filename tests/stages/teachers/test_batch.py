@@ -217,3 +217,15 @@ def test_a_key_without_a_prefix_that_a_row_repeats_is_not_shown(
     (reply,) = ask(BatchTeacher(config, JobFolder(str(tmp_path))), 1)
     assert "Incorrect API key provided" in (reply.message or "")
     assert "0123456789abcdef" not in (reply.message or "")
+
+
+def test_forgotten_requests_leave_the_records(tmp_path: Path) -> None:
+    folder = JobFolder(str(tmp_path / "jobs"))
+    folder.forget([bytes(16)])
+    first, second, third = (bytes([number]) * 16 for number in range(3))
+    folder.save(Job(name="both", created_s=0, requests=(first.hex(), second.hex()), batch_id="b"))
+    folder.save(Job(name="alone", created_s=0, requests=(first.hex(),)))
+    folder.save(Job(name="other", created_s=0, requests=(third.hex(),)))
+    folder.forget([first])
+    left = {job.name: job.requests for job in folder.load()}
+    assert left == {"both": (second.hex(),), "other": (third.hex(),)}
