@@ -24,14 +24,9 @@ def clip_members(
     clip runs. JPEG frames of a frame folder travel as they are. Raises `UnitError` where the video cannot be read or
     is no longer the one that was ingested.
     """
-    if content_digest(row["uri"], options)[0] != row["media_key"]:
-        raise UnitError("media_changed", f"{row['uri']} has other bytes than when it was ingested; ingest it again")
     indices = row["clip_indices"]
-    video = open_video(row["uri"], row["fps"], storage_options=options)
+    video = _opened(row, options)
     try:
-        if indices and indices[-1] >= len(video):
-            message = f"{row['uri']} has {len(video)} frames that can be read, frame {indices[-1]} is wanted"
-            raise UnitError("unreadable_media", message)
         frames = _original_frames(row["uri"], indices) or _decoded_frames(video, indices, jpeg_quality)
         return [(f"{n:03d}.jpg", data) for n, data in enumerate(frames)], _times(video, indices)
     finally:
@@ -62,13 +57,25 @@ def _times(video: Video, indices: Sequence[int]) -> list[float]:
 
 
 def clip_times(row: dict[str, Any], options: dict[str, Any] | None = None) -> list[float]:
-    """The presentation times of `clip_indices`; by the frame rate where the video cannot be opened any more."""
-    indices = row["clip_indices"]
+    """The presentation times of `clip_indices`, from the video itself: no guess may stand in a record for good.
+
+    Raises `UnitError` like `clip_members`.
+    """
+    video = _opened(row, options)
     try:
-        video = open_video(row["uri"], row["fps"], storage_options=options)
-    except UnitError:
-        return [index / row["fps"] for index in indices] if row["fps"] else []
-    try:
-        return _times(video, [index for index in indices if index < len(video)])
+        return _times(video, row["clip_indices"])
     finally:
         video.close()
+
+
+def _opened(row: dict[str, Any], options: dict[str, Any] | None) -> Video:
+    """The video of a media's row. Raises `UnitError` where it is gone, another one, or too short."""
+    if content_digest(row["uri"], options)[0] != row["media_key"]:
+        raise UnitError("media_changed", f"{row['uri']} has other bytes than when it was ingested; ingest it again")
+    indices = row["clip_indices"]
+    video = open_video(row["uri"], row["fps"], storage_options=options)
+    if indices and indices[-1] >= len(video):
+        video.close()
+        message = f"{row['uri']} has {len(video)} frames that can be read, frame {indices[-1]} is wanted"
+        raise UnitError("unreadable_media", message)
+    return video

@@ -110,14 +110,14 @@ def _rows_of(plan: PackPlan, packed: pl.DataFrame) -> pl.DataFrame:
 
 
 def _with_pixels(rows: pl.DataFrame) -> pl.DataFrame:
-    """The caption shards of failed media shards count as failed: halves are listed in pairs or not at all."""
+    """A shard whose other half failed counts as failed: halves are listed in pairs or not at all."""
     failed = pl.col("status") != "ok"
-    lost = rows.filter(failed & (pl.col("kind") == "media"))["ordinal"]
-    alone = ~failed & pl.col("ordinal").is_in(lost.implode())
+    alone = ~failed & pl.col("ordinal").is_in(rows.filter(failed)["ordinal"].implode())
+    other = pl.when(pl.col("kind") == "media").then(pl.lit("caption")).otherwise(pl.lit("media"))
     return rows.with_columns(
         status=pl.when(alone).then(pl.lit("failed")).otherwise("status"),
-        reason=pl.when(alone).then(pl.lit("no_media_shard")).otherwise("reason"),
-        message=pl.when(alone).then(pl.lit("its media shard could not be written")).otherwise("message"),
+        reason=pl.when(alone).then(pl.format("no_{}_shard", other)).otherwise("reason"),
+        message=pl.when(alone).then(pl.format("its {} shard could not be written", other)).otherwise("message"),
     )
 
 
@@ -271,12 +271,13 @@ def _wids_index(rows: pl.DataFrame, split: str, folder: str) -> bytes:
 
 
 def _placeholders() -> pl.Expr:
-    return pl.when(pl.col("kind") == "media").then(pl.col("missing").list.len()).otherwise(0).cast(pl.Int64)
+    return pl.when(pl.col("kind") != "joined").then(pl.col("missing").list.len()).otherwise(0).cast(pl.Int64)
 
 
 def _manifest(plan: PackPlan, rows: pl.DataFrame, indexed: _Indexed, story: Story) -> dict[str, Any]:
     good, failed = rows.filter(pl.col("status") == "ok"), rows.filter(pl.col("status") != "ok")
-    missing = rows.explode("missing", empty_as_null=True).select(pl.col("missing").struct.field("reason").drop_nulls())
+    missing = rows.explode("missing", empty_as_null=True).select(pl.col("missing").struct.field("media_key", "reason"))
+    missing = missing.drop_nulls().unique("media_key", keep="first", maintain_order=True)  # named by both halves
     shards = good.select(
         "shard", "kind", "split", "form", "sha256", "num_bytes", "num_samples", "num_regions", "num_captions"
     )

@@ -23,13 +23,13 @@ def member_name(key: Key, extension: str) -> str:
 def form_of(kind: str, encoding: str, upright: bool) -> str:
     """What a sample's pixels are in a shard: `clip`, `jpg`, `png` or `webp`.
 
-    Other encodings become PNG, lossless. A picture whose EXIF orientation turns it is stored upright, as JPEG, since
-    plain readers ignore the tag and would lay its boxes over the wrong pixels.
+    Other encodings become PNG, lossless. A picture whose EXIF orientation turns it is stored upright (a JPEG as JPEG,
+    others as PNG), since plain readers ignore the tag and would lay its boxes over the wrong pixels.
     """
     if kind == "video":
         return "clip"
     form = EXTENSIONS.get(encoding.lower(), "png")
-    return form if upright else "jpg"
+    return form if upright or form == "jpg" else "png"
 
 
 def portable_uri(uri: str) -> str:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from schemas.keys import digest_columns, digest_value
 from stages.pack.config import PackConfig
-from stages.pack.names import form_of, portable_uri
+from stages.pack.names import EXTENSIONS, form_of, portable_uri
 
 TRAIN, VALIDATION = "train", "validation"
 _TAR_OVERHEAD = 2048
@@ -75,7 +75,8 @@ def _halve(
 
 
 def planned_media(frame: pl.DataFrame, masks: pl.DataFrame, events: pl.DataFrame, config: PackConfig) -> pl.DataFrame:
-    """Media with `pack_split`, `form`, `portable` (URI to write), `clip_indices`, `planned_bytes` (clips: an estimate).
+    """Media with `pack_split`, `form`, `portable` (URI to write), `clip_indices`, `planned_bytes` (an estimate of
+    clips and of what is encoded anew: RGB has three bytes a pixel, of which PNG may save nothing).
 
     Nothing of it depends on captions or decisions, so that media shards outlive a policy.
     """
@@ -91,7 +92,11 @@ def planned_media(frame: pl.DataFrame, masks: pl.DataFrame, events: pl.DataFrame
     )
     count = pl.col("clip_indices").list.len()
     clip = (pl.col("width") * pl.col("height") * _JPEG_BYTES_A_PIXEL).cast(pl.Int64) + _TAR_OVERHEAD
-    size = pl.when(pl.col("form") == "clip").then(clip * count).otherwise(pl.col("num_bytes") + _TAR_OVERHEAD)
+    pixels = pl.col("width") * pl.col("height")
+    original = upright & (pl.Series([EXTENSIONS.get(encoding.lower()) for _, encoding, _ in facts]) == pl.col("form"))
+    encoded = pl.when(pl.col("form") == "jpg").then((pixels * _JPEG_BYTES_A_PIXEL).cast(pl.Int64)).otherwise(pixels * 3)
+    image = pl.when(original).then("num_bytes").otherwise(pl.max_horizontal(encoded, "num_bytes")) + _TAR_OVERHEAD
+    size = pl.when(pl.col("form") == "clip").then(clip * count).otherwise(image)
     return frame.with_columns(planned_bytes=size.cast(pl.Int64))
 
 

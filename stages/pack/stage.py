@@ -37,8 +37,8 @@ class PackStage(Stage):
     """Writes one shard a unit, streaming its samples, and reports what lies in it.
 
     `root` is the run's folder (local path or fsspec URL). A media that cannot be read any more is left out of a joined
-    shard and named in `missing`; in a media shard a `.missing.json` member keeps its place, so that the two halves
-    stay aligned. Raises `TransientError` where the store fails.
+    shard and named in `missing`; in a media shard, and for clips in a caption shard, a `.missing.json` member keeps its
+    place, so that the two halves stay aligned. Raises `TransientError` where the store fails.
     """
 
     name: ClassVar[str] = "pack"
@@ -121,7 +121,7 @@ class _Shard:
             if error is not None:
                 lost = MissingSample(media_key=key, reason=error.reason, message=error.message)
                 self.missing.append(lost)
-                if self._unit.kind == "media":
+                if self._unit.kind != "joined":
                     yield key, "missing.json", lost.model_dump_json().encode()
                 continue
             if not self.num_samples or times:

@@ -69,8 +69,23 @@ class Corpus:
         exif: Image.Exif | None = None,
     ) -> bytes:
         """A picture with regions, each with an English and a Chinese brief caption, all kept."""
-        data = _encoded(_picture(seed), encoding, **({"exif": exif} if exif else {}))
-        path = self.folder / (name or f"picture-{seed}.{encoding.lower()}")
+        options = {"exif": exif} if exif else {}
+        name = name or f"picture-{seed}.{encoding.lower()}"
+        return self.add_file(_picture(seed), name, encoding, num_regions, group, orientation, **options)
+
+    def add_file(
+        self,
+        pixels: np.ndarray,
+        name: str,
+        encoding: str,
+        num_regions: int = 1,
+        group: bytes | None = None,
+        orientation: int = 1,
+        **options: object,
+    ) -> bytes:
+        """A picture of these pixels, encoded with these options of Pillow."""
+        data = _encoded(pixels, encoding, **options)
+        path = self.folder / name
         path.write_bytes(data)
         key = digest_bytes(data)
         self.media.append(
@@ -81,8 +96,8 @@ class Corpus:
                 kind="image",
                 encoding=encoding.lower(),
                 num_bytes=len(data),
-                width=64,
-                height=48,
+                width=pixels.shape[1],
+                height=pixels.shape[0],
                 group_key=group or key,
                 orientation=orientation,
             )
