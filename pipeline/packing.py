@@ -13,6 +13,7 @@ from pipeline.output import decision_fingerprint, decisions
 from pipeline.session import Session
 from pipeline.store import Store
 from pipeline.work import Node
+from schemas.caption import Usage
 from schemas.keys import digest_columns, digest_value, set_digest
 from stages.base import fingerprint
 from stages.decide import evaluate
@@ -88,7 +89,7 @@ def pack_kept(session: Session) -> None:
     if len(plan.units):
         rows = frame_of(session.writer.view(), stage.table, [print_], Packed)
         root, options = session.writer.store.url, session.config.storage_options
-        manifest = finish_pack(root, plan, rows, options, story_of(now, policy), scores_of(now, policy))
+        manifest = finish_pack(root, plan, rows, options, story_of(now, policy), details_of(now, policy))
         written = sum(row["captions"] for row in manifest["counts"])  # those whose pixels are there
         session.result.pack = {**manifest, "effort": pack_effort(plan, rows, waiting)}
         session.result.pack_id = plan.pack_id
@@ -144,13 +145,17 @@ def story_of(now: Corpus, policy: Policy) -> Story:
     return Story(policy=f"{policy.name} ({policy_digest(policy).hex()})", yields=shown, cost=cost)
 
 
-def scores_of(now: Corpus, policy: Policy) -> pl.DataFrame:
-    """What the policy's checks look at, a row a caption that it keeps; null where a rule did not run."""
+def details_of(now: Corpus, policy: Policy) -> pl.DataFrame:
+    """How each caption that the policy keeps was asked for, what it cost, and the scores that the checks look at.
+
+    A score is null where its rule did not run.
+    """
     columns = sorted({check.column for check in policy.checks} & set(now.scored.columns))
     kept = decisions(now, policy).filter(pl.col("status") == "ok")
     scored = now.scored.lazy().join(kept.lazy().select("caption_key"), on="caption_key", how="semi")
-    named = scored.select("region_key", "task", "language", "event_index", pl.col(columns).cast(pl.Float64))
-    return named.collect()
+    made = ("views", "decoding", "finish_reason", *(pl.col("usage").struct.field(name) for name in Usage.model_fields))
+    caption = ("region_key", "task", "language", "event_index")
+    return scored.select(*caption, *made, pl.col(columns).cast(pl.Float64)).collect()
 
 
 def cost_of(captions: pl.DataFrame, bought: Mapping[tuple[str, str], Bought]) -> list[dict[str, Any]]:

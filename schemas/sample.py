@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from schemas.base import Box, Key, Record
-from schemas.caption import NO_EVENT, Language, Task, Usage
+from schemas.caption import NO_EVENT, Language, Task
 from schemas.geometry import FrameMask, Point, Rle
 from schemas.media import MediaKind
 
@@ -36,10 +36,10 @@ class SampleEvent(Record):
 
 
 class SampleCaption(Record):
-    """One kept caption with what made it: `decoding` is JSON text, `usage` counts all attempts.
+    """One kept caption with what made it.
 
-    What rules measured of it is not here but in the pack's sampling index: another policy names other scores, and
-    must not rewrite records that it does not change.
+    How it was asked for (views, decoding), what it cost and what rules measured of it lies in the pack's sampling
+    index: records stay small, and a policy that names other scores rewrites none that it does not change.
     """
 
     task: Task
@@ -54,10 +54,6 @@ class SampleCaption(Record):
     model: str
     prompt_id: str
     prompt_hash: Key
-    views: list[str] = []
-    decoding: str = "{}"
-    finish_reason: str | None = None
-    usage: Usage = Usage()
 
 
 class SampleRegion(Record):

@@ -42,7 +42,7 @@ def finish_pack(
     packed: pl.DataFrame,
     options: dict[str, Any] | None = None,
     story: Story = NO_STORY,
-    scores: pl.DataFrame | None = None,
+    details: pl.DataFrame | None = None,
 ) -> dict[str, Any]:
     """Writes `regions.parquet`, `features.json`, `<split>/index.json`, `README.md`, and last `manifest.json`.
 
@@ -50,15 +50,15 @@ def finish_pack(
 
     `root` is the run's folder, `packed` rows of the `packed` table (others than this plan's are ignored). Equal shards
     and an equal story give equal files: nothing of time or machine is in them. What killed writers
-    left of this plan is deleted, so nobody may be writing it any more. `scores` (`region_key`, `task`, `language`,
-    `event_index`, and a column a score) go into the sampling index, beside their captions.
+    left of this plan is deleted, so nobody may be writing it any more. `details` (`region_key`, `task`, `language`,
+    `event_index`, and any columns more) go into the sampling index, beside their captions.
 
     Raises `PackIncompleteError` where a planned shard has no row.
     """
     rows = _with_pixels(_rows_of(plan, packed))
     good = rows.filter(pl.col("status") == "ok")
     base = f"{root.rstrip('/')}/{plan.folder}"
-    indexed = _indexed(plan, rows, scores)
+    indexed = _indexed(plan, rows, details)
     features = features_of(plan.forms, plan.config.layout)
     files = {"regions.parquet": indexed.parquet, "features.json": orjson.dumps(features, option=orjson.OPT_INDENT_2)}
     for split in good["split"].unique().sort():
@@ -211,12 +211,12 @@ class _Indexed:
     made: Made
 
 
-def _indexed(plan: PackPlan, rows: pl.DataFrame, scores: pl.DataFrame | None) -> _Indexed:
+def _indexed(plan: PackPlan, rows: pl.DataFrame, details: pl.DataFrame | None) -> _Indexed:
     """Writes the index shard by shard, so that memory is that of a shard's records."""
     out, made = io.BytesIO(), Made()
     empty = pl.DataFrame(schema=_INDEX_SCHEMA)
     counts = [count_rows(empty)]
-    known = empty.select(_CAPTION) if scores is None else scores.with_columns(pl.col("region_key").bin.encode("hex"))
+    known = empty.select(_CAPTION) if details is None else details.with_columns(pl.col("region_key").bin.encode("hex"))
     waiting: list[pl.DataFrame] = []
 
     def gathered() -> pa.Table:

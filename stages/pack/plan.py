@@ -249,7 +249,7 @@ _WRITTEN: dict[str, list[str]] = {
     "events": ["region_key", "event_index", "start_frame", "end_frame", "start_s", "end_s", "absent", "motion"],
     "captions": [
         "region_key", "task", "language", "event_index", "text", "label", "definition", "function", "history",
-        "teacher", "model", "prompt_id", "prompt_hash", "views", "decoding", "finish_reason", "usage",
+        "teacher", "model", "prompt_id", "prompt_hash",
     ],
 }  # fmt: skip
 

@@ -15,7 +15,6 @@ from stages.pack.names import EXTENSIONS, form_of, portable_uri
 TRAIN, VALIDATION = "train", "validation"
 _TAR_OVERHEAD = 2048
 _RECORD_OVERHEAD = 1024
-_CAPTION_OVERHEAD = 768
 _JPEG_BYTES_A_PIXEL = 0.4
 
 
@@ -133,7 +132,7 @@ def record_bytes(regions: pl.DataFrame, masks: pl.DataFrame, captions: pl.DataFr
     mask = (pl.col("mask").struct.field("counts").str.len_bytes().fill_null(0) + track.list.sum().fill_null(0)).cast(
         pl.Int64
     )
-    text = (pl.col("text").str.len_bytes().fill_null(0) * 3 + _CAPTION_OVERHEAD).cast(pl.Int64)
+    text = (pl.col("text").str.len_bytes().fill_null(0) * 3 + 512).cast(pl.Int64)
     parts = [
         regions.select("media_key", size=pl.lit(_RECORD_OVERHEAD, pl.Int64)),
         masks.select("media_key", size=mask),

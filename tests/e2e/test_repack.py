@@ -65,6 +65,7 @@ def test_a_new_policy_writes_no_media_shard_and_under_a_twentieth_of_the_bytes(t
     assert 0 < effort["bytes_written"] < 0.05 * effort["bytes_total"]
     pack_id = Run.open(str(tmp_path / "run")).view().snapshot.pointers["pack"]
     index = pl.read_parquet(tmp_path / "run" / "packs" / pack_id / "regions.parquet")
+    assert json.loads(index["decoding"][0])["temperature"] >= 0
     assert index["mask_area_share"].max() <= (areas[-1] + areas[-2]) / 2
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "media_shards").rglob("*.tar")}
     assert after == pixels

@@ -108,14 +108,14 @@ def test_packs_of_two_policies_that_keep_the_same_lie_side_by_side(corpus, write
         assert verify_pack(str(tmp_path), plan.pack_id) == []
 
 
-def test_scores_lie_beside_their_captions_in_the_sampling_index(corpus, write, tmp_path):
+def test_details_lie_beside_their_captions_in_the_sampling_index(corpus, write, tmp_path):
     plan = plan_pack(corpus.frames(), SMALL)
     named = pl.DataFrame([caption.model_dump(include=NAMES) for caption in corpus.captions])
-    scores = named.with_columns(words=pl.int_range(len(named)).cast(pl.Float64), margin=pl.lit(None, pl.Float64))
-    manifest = finish_pack(str(tmp_path), plan, write(plan, tmp_path), scores=scores.slice(1))
+    scores = named.with_columns(words=pl.int_range(len(named)).cast(pl.Float64), views=["crop"])
+    manifest = finish_pack(str(tmp_path), plan, write(plan, tmp_path), details=scores.slice(1))
     index = pl.read_parquet(tmp_path / plan.folder / "regions.parquet")
     wanted = scores.with_columns(pl.col("region_key").bin.encode("hex"))
-    wanted = wanted.with_columns(words=pl.when(pl.int_range(pl.len()) > 0).then("words"))
+    wanted = wanted.with_columns(pl.when(pl.int_range(pl.len()) > 0).then(pl.col("words", "views")))
     order = ["region_key", "task", "language", "event_index"]
     assert index.select(wanted.columns).sort(order).equals(wanted.sort(order))
     assert sum(row["captions"] for row in manifest["counts"]) == len(index) == 48

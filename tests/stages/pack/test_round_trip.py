@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from schemas.arrow import to_table
 from schemas.base import Row
-from schemas.caption import TASKS, Caption, Usage
+from schemas.caption import TASKS, Caption
 from schemas.event import Event
 from schemas.geometry import FrameMask, Point, Rle
 from schemas.keys import digest_bytes, digest_value
@@ -42,9 +42,8 @@ tracks = st.lists(
 points = st.none() | st.lists(st.builds(Point, x=numbers, y=numbers, label=st.integers(0, 1)), max_size=3)
 captions = st.fixed_dictionaries(
     dict.fromkeys(("label", "definition", "function", "history"), maybe)
-    | dict.fromkeys(("text", "teacher", "model", "prompt_id", "decoding"), texts)
-    | {"prompt_hash": st.binary(min_size=16, max_size=16), "views": st.lists(texts, max_size=2), "finish_reason": maybe}
-    | {"usage": st.builds(Usage, prompt_tokens=st.integers(0, 1 << 40), cost_usd=st.none() | shares)}
+    | dict.fromkeys(("text", "teacher", "model", "prompt_id"), texts)
+    | {"prompt_hash": st.binary(min_size=16, max_size=16)}
 )
 named = st.tuples(st.sampled_from([task for task in TASKS if task != "stream"]), st.sampled_from(["en", "zh"]))
 events = st.fixed_dictionaries(
