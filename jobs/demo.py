@@ -100,7 +100,7 @@ def draw(folder: Path, images: int, clips: int, seed: int, defects: float = DEFE
         "teacher": {"backend": "measured"},
         "captions": {"tasks": ["label", "explain", "brief", "detailed"], "languages": ["en"]},
         "policy": "policy/default.yaml",
-        "pack": {"layout": "split", "validation_fraction": 0.2},
+        "pack": {"layout": "split", "max_shard_bytes": "1MB", "validation_fraction": 0.2},
     }
     path = folder / "demo.yaml"
     text = "# A drawn world: photos as COCO, clips as SA-V.\n" + yaml.safe_dump(settings, sort_keys=False)

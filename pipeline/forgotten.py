@@ -159,11 +159,11 @@ def _holds_key(array: pa.Array, sought: _Sought) -> bool:
 
 
 def _holds_uri(array: pa.Array, sought: _Sought) -> bool:
-    return _is_text(array.type) and bool(pc.any(pc.match_substring_regex(array, sought.uris)).as_py())
+    return bool(_is_text(array.type) and pc.any(pc.match_substring_regex(array, sought.uris)).as_py())
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _in_shard(stream: IO[bytes], media: Collection[bytes]) -> str | None:

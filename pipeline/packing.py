@@ -153,9 +153,9 @@ def details_of(now: Corpus, policy: Policy) -> pl.DataFrame:
     columns = sorted({check.column for check in policy.checks} & set(now.scored.columns))
     kept = decisions(now, policy).filter(pl.col("status") == "ok")
     scored = now.scored.lazy().join(kept.lazy().select("caption_key"), on="caption_key", how="semi")
-    made = ("views", "decoding", "finish_reason", *(pl.col("usage").struct.field(name) for name in Usage.model_fields))
-    caption = ("region_key", "task", "language", "event_index")
-    return scored.select(*caption, *made, pl.col(columns).cast(pl.Float64)).collect()
+    cost = [pl.col("usage").struct.field(name) for name in Usage.model_fields]
+    made = ["region_key", "task", "language", "event_index", "views", "decoding", "finish_reason"]
+    return scored.select(pl.col(made), *cost, pl.col(columns).cast(pl.Float64)).collect()
 
 
 def cost_of(captions: pl.DataFrame, bought: Mapping[tuple[str, str], Bought]) -> list[dict[str, Any]]:
