@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 from hypothesis import HealthCheck, given, settings
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from schemas.arrow import to_table
 from schemas.base import Row
-from schemas.caption import TASKS, Caption
+from schemas.caption import NO_EVENT, TASKS, Caption
 from schemas.event import Event
 from schemas.geometry import FrameMask, Point, Rle
 from schemas.keys import digest_bytes, digest_value
@@ -45,7 +45,13 @@ captions = st.fixed_dictionaries(
     | dict.fromkeys(("text", "teacher", "model", "prompt_id"), texts)
     | {"prompt_hash": st.binary(min_size=16, max_size=16)}
 )
-named = st.tuples(st.sampled_from([task for task in TASKS if task != "stream"]), st.sampled_from(["en", "zh"]))
+languages = st.sampled_from(["en", "zh"])
+named = st.tuples(st.sampled_from([task for task in TASKS if task != "stream"]), languages)
+streams = st.dictionaries(languages, st.lists(captions, min_size=1, max_size=3))
+segments = st.fixed_dictionaries(
+    {"box": st.none() | boxes, "mask": st.none() | rles, "frames": st.none() | tracks, "time_s": numbers}
+    | {"predicted_iou": st.none() | shares, "stability": shares, "frame_index": st.integers(0, 1 << 40)}
+)
 events = st.fixed_dictionaries(
     {"start_frame": st.integers(0, 99), "end_frame": st.integers(0, 99), "start_s": numbers, "end_s": numbers}
     | {"absent": st.booleans(), "motion": maybe}
@@ -55,12 +61,10 @@ regions = st.fixed_dictionaries(
         "facts": st.fixed_dictionaries(
             {"source": texts, "source_id": texts, "licence": maybe, "label": maybe, "box": boxes, "points": points}
         ),
-        "mask": st.fixed_dictionaries(
-            {"box": st.none() | boxes, "mask": st.none() | rles, "frames": st.none() | tracks, "time_s": numbers}
-            | {"predicted_iou": st.none() | shares, "stability": shares, "frame_index": st.integers(0, 1 << 40)}
-        ),
+        "segments": st.lists(segments, min_size=1, max_size=3),
         "events": st.lists(events, max_size=3),
         "captions": st.dictionaries(named, captions, min_size=1, max_size=4),
+        "streams": streams,
     }
 )
 
@@ -79,25 +83,35 @@ def _rows(uri: str, data: bytes, drawn: list[dict[str, Any]]) -> SimpleNamespace
         about = {**place, "region_key": digest_value([key, number])}
         source = {"uri": uri, "kind": "image", "source_media_id": "1", "split": "train"}
         made.regions.append(Region(**about, **source, **region["facts"]))
-        made.masks.append(Mask(**about, mask_key=about["region_key"], backend="sam2", **region["mask"]))
+        for segment, mask in enumerate(region["segments"]):
+            part = {"segment": segment, "num_segments": len(region["segments"]), "backend": "sam2"}
+            made.masks.append(Mask(**about, **part, mask_key=digest_value([about["region_key"], segment]), **mask))
         for index, event in enumerate(region["events"]):
             facts = {"event_index": index, "num_events": len(region["events"]), "visible_share": 1.0}
             event_key = digest_value([about["region_key"], index])
             made.events.append(Event(**about, **facts, event_key=event_key, backend="motion", **event))
-        for (task, language), caption in region["captions"].items():
-            names = {"task": task, "language": language}
-            caption_key = digest_value([about["region_key"], task, language])
+        for (task, language, event_index), caption in _told(region):
+            names = {"task": task, "language": language, "event_index": event_index}
+            caption_key = digest_value([about["region_key"], task, language, event_index])
             made.captions.append(Caption(**about, caption_key=caption_key, outcome="answer", **names, **caption))
         made.wanted.append(_wanted(about["region_key"], region))
     return made
 
 
+def _told(region: dict[str, Any]) -> list[tuple[tuple[str, str, int], dict[str, Any]]]:
+    """Task, language and event of each caption with its facts, in the order of records."""
+    told = {(task, language, NO_EVENT): caption for (task, language), caption in region["captions"].items()}
+    for language, chain in region["streams"].items():
+        told |= {("stream", language, index): caption for index, caption in enumerate(chain)}
+    return sorted(told.items(), key=lambda item: (TASKS.index(item[0][0]), *item[0][1:]))
+
+
 def _wanted(region_key: bytes, region: dict[str, Any]) -> SampleRegion:
-    facts, mask = dict(region["facts"]), dict(region["mask"])
+    facts, parts = dict(region["facts"]), region["segments"]
+    mask = next((part for part in parts if part["mask"] is not None), parts[0])
     refined = mask["box"] is not None
     prompt = {"box": mask["box"] if refined else facts["box"]}
     prompt |= {"frame_index": mask["frame_index"], "time_s": mask["time_s"]} if refined else {}
-    told = sorted(region["captions"].items(), key=lambda item: (TASKS.index(item[0][0]), item[0][1]))
     return SampleRegion(
         **{name: facts[name] for name in ("source", "source_id", "licence", "label")},
         **prompt,
@@ -105,31 +119,36 @@ def _wanted(region_key: bytes, region: dict[str, Any]) -> SampleRegion:
         split="train",
         points=facts["points"] or [],
         mask=mask["mask"],
-        frames=mask["frames"] or [],
+        frames=[frame for part in parts for frame in part["frames"] or []],
         predicted_iou=mask["predicted_iou"],
         stability=mask["stability"],
         events=[SampleEvent(event_index=index, **event) for index, event in enumerate(region["events"])],
-        captions=[SampleCaption(task=task, language=language, **rest) for (task, language), rest in told],
+        captions=[
+            SampleCaption(task=task, language=language, event_index=event_index, **rest)
+            for (task, language, event_index), rest in _told(region)
+        ],
     )
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-@given(drawn=st.lists(regions, max_size=3))
-def test_rows_come_back_equal_from_a_shard(tmp_path_factory: Any, drawn: list[dict[str, Any]]) -> None:
+@given(drawn=st.lists(regions, max_size=3), layout=st.sampled_from(["joined", "split"]))
+def test_rows_come_back_equal_from_a_shard(
+    tmp_path_factory: Any, drawn: list[dict[str, Any]], layout: Literal["joined", "split"]
+) -> None:
     folder = tmp_path_factory.mktemp("trip")
     picture = folder / "a.png"
     picture.write_bytes(b"pixels are not opened: original bytes travel")
     rows = _rows(str(picture), picture.read_bytes(), drawn)
     models = {"media": Media, "regions": Region, "masks": Mask, "events": Event, "captions": Caption}
     frames = PackFrames(**{name: _frame(getattr(rows, name), model) for name, model in models.items()})
-    config = PackConfig(validation_fraction=0, layout="split")
+    config = PackConfig(validation_fraction=0, layout=layout)
     plan, stage = plan_pack(frames, config), PackStage(config, str(folder))
     shards = [table.to_pylist()[0] for table in checked(stage, plan.fill(plan.units))] if len(plan.units) else []
-    assert len(shards) == (2 if drawn else 0)
+    assert len(shards) == ((2 if layout == "split" else 1) if drawn else 0)
     for shard in shards:
-        if shard["kind"] == "captions":
+        if shard["kind"] != "media":
             with tarfile.open(folder / shard["shard"]) as archive:
-                (member,) = archive
+                (member,) = (member for member in archive if member.name.endswith(".json"))
                 sample = Sample.model_validate_json(archive.extractfile(member).read())
             assert sample.media.media_key == rows.media[0].media_key
             assert sample.regions == sorted(rows.wanted, key=lambda region: region.region_key)
