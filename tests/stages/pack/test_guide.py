@@ -18,6 +18,19 @@ def examples(title: str) -> list[str]:
 
 
 @pytest.fixture
+def small_ray():
+    """A Ray that the example connects to; other tests of the session may have started one."""
+    import ray
+
+    mine = not ray.is_initialized()
+    if mine:
+        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield
+    if mine:
+        ray.shutdown()
+
+
+@pytest.fixture
 def pack(corpus, write, tmp_path, monkeypatch):
     """A finished pack, current folder; layout as the test asks by its parameter."""
 
@@ -31,8 +44,13 @@ def pack(corpus, write, tmp_path, monkeypatch):
     return made
 
 
-@pytest.mark.parametrize("title", ["webdataset", "wids", "Hugging Face", "Drawing captions"])
-def test_examples_of_a_joined_pack(pack, title, capsys):
+TITLES = ["webdataset", "wids", "Hugging Face", "Drawing captions", pytest.param("Ray Data", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("title", TITLES)
+def test_examples_of_a_joined_pack(pack, title, capsys, request):
+    if title == "Ray Data":
+        request.getfixturevalue("small_ray")
     pack("joined")
     code = examples(title)
     assert code

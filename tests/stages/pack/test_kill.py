@@ -19,7 +19,7 @@ def packs(run: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("layout", "kills"), [("joined", 20), ("split", 8)])
+@pytest.mark.parametrize(("layout", "kills"), [("joined", 20), ("split", 20)])
 def test_kills_change_nothing(corpus, killing_tools, tmp_path, layout, kills):
     corpus.add_clip(7, num_frames=20)
     (tmp_path / "frames").mkdir()
