@@ -132,4 +132,4 @@ def test_a_killed_shard_writer_leaves_no_torn_shard(config: Path) -> None:
     assert_whole(settings)
     manifest = json.loads(next(shards.glob("*/manifest.json")).read_text())
     listed = {str(Path(settings.run, shard["shard"])) for shard in manifest["shards"]}
-    assert {str(path) for path in shards.rglob("*.tar")} == listed
+    assert {str(path) for path in Path(settings.run).rglob("*.tar")} == listed
