@@ -25,12 +25,13 @@ from stages.distill.stage import DistillStage
 from stages.distill.units import CaptionUnit, StreamUnit, VideoUnit
 from stages.distill.video import StreamStage, VideoStage
 from stages.policy import Policy
-from stages.score.lexicon import load_lexicon
+from stages.score.openers import without_opener
 from stages.teachers.config import TeacherConfig
 from stages.teachers.protocol import TeacherRequest
 from stages.teachers.source import TeacherSource
 
 STRIPPED = "opener stripped"
+_SPOKEN: tuple[tuple[Language, bool], ...] = (("en", False), ("zh", True))
 
 
 def rescue_plan(captions: pl.DataFrame, decisions: pl.DataFrame, policy: Policy, max_attempts: int = 3) -> pl.DataFrame:
@@ -40,18 +41,20 @@ def rescue_plan(captions: pl.DataFrame, decisions: pl.DataFrame, policy: Policy,
     Columns: caption_key, region_key, task, language, event_index, reason, reasons, repair (`strip_opener` or `ask`),
     instruction (what the teacher is told; null where nothing is asked), previous (the text that was dropped),
     attempts. A stream is taken up again from its first dropped event: later events of the chain follow with repair
-    `ask` and no instruction, since their history changes; an event whose repair is to strip is asked again too.
+    `ask` and no instruction, since their history changes; an event whose repair is to strip is asked again too, and so
+    is a text that would be no sentence without its opener.
     """
     repairs = {check.reason: check.repair for check in policy.checks if check.action == "drop"}
     facts = captions.select("caption_key", "task", "language", "event_index", "attempts", previous="text")
     both = decisions.select("caption_key", "region_key", "status", "reason", "reasons").join(facts, on="caption_key")
     dropped = both.filter((pl.col("status") == "filtered") & (pl.col("attempts") < max_attempts))
+    strippable = set(dropped.filter(_without_opener(pl.col("previous")).is_not_null())["caption_key"])
     rows = []
     for row in dropped.iter_rows(named=True):
         wanted = [repairs[reason] for reason in row["reasons"] if reason in repairs]
         if row["reason"] not in repairs or None in wanted:
             continue
-        strip = set(wanted) == {"strip_opener"} and row["task"] != "stream"
+        strip = set(wanted) == {"strip_opener"} and row["task"] != "stream" and row["caption_key"] in strippable
         told = None if strip else instruction([r for r in row["reasons"] if r in repairs], row["language"])
         rows.append({**row, "repair": "strip_opener" if strip else "ask", "instruction": told})
     schema = pl.Schema([*dropped.schema.items(), ("repair", pl.String()), ("instruction", pl.String())])
@@ -69,21 +72,23 @@ def instruction(reasons: list[str], language: str) -> str:
 def strip_openers(captions: pl.DataFrame, plan: pl.DataFrame) -> pa.Table:
     """New attempts of the captions whose plan is `strip_opener`: the text without it, all else as it was.
 
-    `captions` have the columns of `Caption`. A text of which nothing would be left is not in the result. Returns rows
-    with the schema of `Caption`, digests filled.
+    `captions` have the columns of `Caption`. A text that would be no sentence without its opener is not in the result.
+    Returns rows with the schema of `Caption`, digests filled.
     """
     keys = plan.filter(pl.col("repair") == "strip_opener").select("caption_key")
     chosen = captions.join(keys, on="caption_key", how="semi")
-    parts = []
-    for (language,), part in chosen.group_by("language", maintain_order=True):
-        pattern = load_lexicon("openers").regex("zh" if language == "zh" else "en") or "$^"
-        rest = pl.col("text").str.replace(pattern, "").str.strip_chars()
-        parts.append(part.with_columns(text=pl.concat_str(rest.str.slice(0, 1).str.to_uppercase(), rest.str.slice(1))))
-    stripped = pl.concat(parts) if parts else chosen
-    stripped = stripped.filter(pl.col("text").str.contains(r"\p{L}")).with_columns(
-        attempts=pl.col("attempts") + 1, message=pl.lit(STRIPPED), status=pl.lit("ok"), reason=pl.lit(None, pl.String)
-    )
+    stripped = chosen.with_columns(
+        text=_without_opener(pl.col("text")), attempts=pl.col("attempts") + 1, message=pl.lit(STRIPPED),
+        status=pl.lit("ok"), reason=pl.lit(None, pl.String),
+    ).filter(pl.col("text").is_not_null())  # fmt: skip
     return with_digest(conform(stripped.to_arrow(), arrow_schema(Caption)), Caption)
+
+
+def _without_opener(text: pl.Expr) -> pl.Expr:
+    """The texts of a frame with a column `language` without their openers, null where that leaves no sentence."""
+    chinese = pl.col("language") == "zh"
+    stripped = [without_opener(pl.when(chinese == wanted).then(text), language) for language, wanted in _SPOKEN]
+    return pl.coalesce(stripped)
 
 
 class RescueCaptionUnit(CaptionUnit):

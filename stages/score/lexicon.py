@@ -7,6 +7,7 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any, Literal
 
+import polars as pl
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from schemas.caption import Language
@@ -14,6 +15,9 @@ from schemas.keys import digest_bytes
 from schemas.yaml import load_yaml
 
 FOLDER = "stages.score.lexicons"
+SPARED = "°°"
+# What counts as a word: in Chinese a character, a Latin word or a number.
+TOKEN = {"en": r"[\p{L}\p{N}]+(?:['’\-][\p{L}\p{N}]+)*", "zh": r"\p{Han}|\p{Latin}+|\p{N}+"}
 
 
 class Examples(BaseModel):
@@ -29,8 +33,10 @@ class Lexicon(BaseModel):
     """One list of patterns a language.
 
     A pattern is a regular expression in the syntax that Python's `re` and Rust's `regex` share (no look-around);
-    `{name}` is replaced by the macro of that name, of the list's own or of the list that it `uses`. English patterns
-    match whole words, all without regard to case.
+    `{name}` is replaced by the macro of that name, of the list's own or of the list that it `uses`, which may hold macros
+    declared after it. English patterns match whole words unless `words` is false, all without regard to case. What an
+    exception matches is taken out of the text before the patterns are looked for: it stands in for the look-around that
+    the engines do not share.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,8 +46,10 @@ class Lexicon(BaseModel):
     source: str
     anchor: Literal["anywhere", "start", "end"] = "anywhere"
     uses: str | None = None
+    words: bool = True
     macros: dict[str, str] = {}
     patterns: dict[Language, list[str]]
+    exceptions: dict[Language, list[str]] = {}
     examples: dict[Language, Examples]
     hash: str = ""
 
@@ -56,26 +64,50 @@ class Lexicon(BaseModel):
 
     def regex(self, language: Language) -> str | None:
         """One expression for all patterns of a language, or None where the list has none."""
-        patterns = self.patterns.get(language, [])
-        return self._wrapped(patterns, language) if patterns else None
+        return self._anchored(self._either(self.patterns.get(language, []), language))
 
     def regexes(self, language: Language) -> list[str]:
         """An expression for each pattern: many large ones are matched faster one by one than all at once."""
-        return [self._wrapped([pattern], language) for pattern in self.patterns.get(language, [])]
+        found = [self._anchored(self._either([pattern], language)) for pattern in self.patterns.get(language, [])]
+        return [expression for expression in found if expression is not None]
 
-    def _wrapped(self, patterns: list[str], language: Language) -> str:
-        body = "|".join(f"(?:{_expand(pattern, self.macros)})" for pattern in patterns)
-        words = rf"\b(?:{body})(?:\b|\s|$)" if language == "en" else f"(?:{body})"
+    def _anchored(self, words: str | None) -> str | None:
+        if words is None:
+            return None
         if self.anchor == "start":
             return rf"(?i)^[\s\"'“‘*#]*{words}[\s,，:：]*"
         if self.anchor == "end":
             return rf"(?i)(?:{words}|[,，、;；:：(（\[\-–—])\s*$"
         return f"(?i){words}"
 
+    def spared(self, language: Language) -> str | None:
+        """One expression for what is taken out of a text first, or None where the list has no exceptions."""
+        words = self._either(self.exceptions.get(language, []), language)
+        return None if words is None else f"(?i){words}"
+
+    def count(self, text: pl.Expr, language: Language) -> pl.Expr:
+        """How often the list matches a column's texts (int64)."""
+        expression = self.regex(language)
+        if expression is None:
+            return pl.lit(0, pl.Int64)
+        return self.without_exceptions(text, language).str.count_matches(expression).cast(pl.Int64)
+
+    def without_exceptions(self, text: pl.Expr, language: Language) -> pl.Expr:
+        """A column's texts with `SPARED`, which no pattern matches, for each exception."""
+        spared = self.spared(language)
+        return text if spared is None else text.str.replace_all(spared, SPARED)
+
     def hits(self, text: str, language: Language) -> list[str]:
         """The stretches of one text that the list matches; for people and tests, stages count them in columns."""
-        expression = self.regex(language)
-        return [match.group(0) for match in re.finditer(expression, text)] if expression else []
+        expression, spared = self.regex(language), self.spared(language)
+        rest = text if spared is None else re.sub(spared, SPARED, text)
+        return [match.group(0) for match in re.finditer(expression, rest)] if expression else []
+
+    def _either(self, patterns: list[str], language: Language) -> str | None:
+        if not patterns:
+            return None
+        body = "|".join(f"(?:{_expand(pattern, self.macros)})" for pattern in patterns)
+        return rf"\b(?:{body})(?:\b|\s|$)" if language == "en" and self.words else f"(?:{body})"
 
 
 @lru_cache(maxsize=64)

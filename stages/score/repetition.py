@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 LONGEST_PHRASE = 12
+WORDS_FROM = 3
+DOUBLED = re.compile(r"\b([^\W\d_]+)\s+\1\b(?!')", re.IGNORECASE)
 DISTINCT_FROM = 40
 SLICE = 50_000
 
@@ -15,17 +20,20 @@ Words = npt.NDArray[np.uint64]
 _PRIME = np.uint64(0x9E3779B97F4A7C15)
 
 
-def repetition(texts: pl.Series, token: str, gram: int) -> pl.DataFrame:
+def repetition(texts: pl.Series, token: str, gram: int, light: Sequence[str] = ()) -> pl.DataFrame:
     """The repetition scores of texts (empty ones score null), `gram` words (or characters) long runs.
 
     Columns: `repeated_4gram`, `repeated_phrase`, `repeated_words` (int64), `distinct_2` (float64, null under
-    `DISTINCT_FROM` words), `duplicate_sentences` (int64).
+    `DISTINCT_FROM` words), `duplicate_sentences`, `doubled_words` (int64), `distinct_words` (float64). The last two are
+    for languages whose function words are known (`light`), null without; `distinct_words` is null under `WORDS_FROM`
+    words that are none.
     """
-    parts = [_slice(texts.slice(start, SLICE), token, gram) for start in range(0, max(len(texts), 1), SLICE)]
+    weightless = pl.Series(light, dtype=pl.String).hash(0).to_numpy()
+    parts = [_slice(texts.slice(at, SLICE), token, gram, weightless) for at in range(0, max(len(texts), 1), SLICE)]
     return pl.concat(parts)
 
 
-def _slice(texts: pl.Series, token: str, gram: int) -> pl.DataFrame:
+def _slice(texts: pl.Series, token: str, gram: int, weightless: Words) -> pl.DataFrame:
     tokens = texts.str.to_lowercase().str.extract_all(token)
     counts = tokens.list.len().cast(pl.Int64).to_numpy()
     words = tokens.explode(empty_as_null=False, keep_nulls=False).hash(0).to_numpy()
@@ -34,6 +42,7 @@ def _slice(texts: pl.Series, token: str, gram: int) -> pl.DataFrame:
     _, distinct = _grams(words, rows, len(texts), 2)
     most, _ = _grams(words, rows, len(texts), gram)
     total = np.maximum(counts - 1, 1)
+    heavy, different = _content(words, rows, len(texts), weightless)
     scores = pl.DataFrame(
         {
             "repeated_4gram": most,
@@ -41,17 +50,41 @@ def _slice(texts: pl.Series, token: str, gram: int) -> pl.DataFrame:
             "repeated_words": added,
             "distinct_2": distinct / total,
             "duplicate_sentences": _duplicate_sentences(texts),
+            "doubled_words": _doubled(texts, words, rows) if len(weightless) else np.zeros(len(texts), np.int64),
+            "distinct_words": different / np.maximum(heavy, 1),
             "_words": counts,
+            "_heavy": heavy,
         }
     )
     known = pl.col("_words") > 0
-    long = pl.col("_words") > DISTINCT_FROM
-    columns = [
-        pl.when(long if name == "distinct_2" else known).then(name).alias(name)
-        for name in scores.columns
-        if name != "_words"
-    ]
-    return scores.select(columns)
+    worded = known & pl.lit(len(weightless) > 0)
+    when = {
+        "distinct_2": pl.col("_words") > DISTINCT_FROM,
+        "doubled_words": worded,
+        "distinct_words": worded & (pl.col("_heavy") >= WORDS_FROM),
+    }
+    names = [name for name in scores.columns if not name.startswith("_")]
+    return scores.select(pl.when(when.get(name, known)).then(name).alias(name) for name in names)
+
+
+def _content(words: Words, rows: Ints, num_rows: int, weightless: Words) -> tuple[Ints, Ints]:
+    """For each row how many of its words are no function words, and how many different ones these are."""
+    heavy = ~np.isin(words, weightless)
+    kept, owner = words[heavy], rows[heavy]
+    _, different = _grams(kept, owner, num_rows, 1)
+    return np.bincount(owner, minlength=num_rows).astype(np.int64), different.astype(np.int64)
+
+
+def _doubled(texts: pl.Series, words: Words, rows: Ints) -> Ints:
+    """For each row how many words are written twice with no more than a blank between them.
+
+    Few texts have a word twice in a row, with or without a comma; only these are read.
+    """
+    doubled = np.zeros(len(texts), np.int64)
+    same = (words[1:] == words[:-1]) & (rows[1:] == rows[:-1])
+    for row in np.unique(rows[1:][same]).tolist():
+        doubled[row] = len(DOUBLED.findall(texts[row]))
+    return doubled
 
 
 def _grams(words: Words, rows: Ints, num_rows: int, gram: int) -> tuple[Ints, Ints]:

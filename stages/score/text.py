@@ -9,13 +9,19 @@ import polars as pl
 from schemas.base import Row
 from schemas.caption import Language, Outcome, Task
 from stages.score.base import LANGUAGES, Rule, ScoreRow, ScoreStage, ScoreUnit
-from stages.score.lexicon import load_lexicon, settings_of
+from stages.score.lexicon import TOKEN, load_lexicon, settings_of
+from stages.score.openers import Openers
 from stages.score.repetition import repetition
 
-TOKEN = {"en": r"[\p{L}\p{N}]+(?:['’\-][\p{L}\p{N}]+)*", "zh": r"\p{Han}|\p{Latin}+|\p{N}+"}
 SENTENCE_END = r"[.!?。！？…](?:[\"'”’）)\]]*)"
 FINISHED = r"[.!?。！？…][\"'”’）)\]]*\s*$"
+BROKEN = (
+    r"(?:\.\.+|…|⋯|\[(?:…|\.\.+|truncated|cut off|continued|more|to be continued)\.?\]?|（未完.*|未完待续.*)"
+    r"[\s\"'”’）)\]]*$"
+)
+UNQUOTED = r"^[^\"]*(?:\"[^\"]*\"[^\"]*)*\s\"[^\"]*$"
 HEDGE_FLOOR = 25
+SENTENCE_FROM = 6
 
 
 class TextUnit(ScoreUnit):
@@ -36,10 +42,12 @@ class TextScores(ScoreRow):
 
     missing_fields: int | None = None
     cut_off: float | None = None
+    residue_hits: int | None = None
     mark_hits: int | None = None
     refusal_hits: int | None = None
     script_share: float | None = None
     foreign_share: float | None = None
+    function_words: int | None = None
     words: int | None = None
     label_words: int | None = None
     definition_words: int | None = None
@@ -48,46 +56,70 @@ class TextScores(ScoreRow):
     repeated_words: int | None = None
     distinct_2: float | None = None
     duplicate_sentences: int | None = None
+    doubled_words: int | None = None
+    distinct_words: float | None = None
     hedges: int | None = None
     hedge_density: float | None = None
+    speculation_hits: int | None = None
     openers: int | None = None
     words_after_opener: int | None = None
+    meta_hits: int | None = None
     pii_hits: int | None = None
     unsafe_hits: int | None = None
     identity_hits: int | None = None
 
 
 class Schema(Rule):
-    """Rule 1: required fields that are empty, and text that stops before its end.
+    """Rule 1: required fields that are empty, text that stops before its end, and what a machine left in it.
 
-    `missing_fields` counts the task's required fields without a letter in them (text; label and definition for
-    explain). `cut_off` is 1 where the reply ran into its token limit or a sentence breaks off (other sentences end
-    with a stop and the last does not, or it ends with a comma, an open bracket or a word that needs another), 0.5
-    where a text without any stop leaves it open, 0 where it ends with a stop; null for labels.
+    `missing_fields` counts the task's required fields (text; label and definition for explain) without a letter in
+    them, or that say nothing ("unknown", "object"). `cut_off` is 1 where the reply ran into its token limit or the text
+    breaks off (other sentences end with a stop and the last does not; it ends with an ellipsis, a comma or a word that
+    needs another; a bracket or quotation stays open; it begins in the middle of a sentence), 0.5 where a text without
+    any stop leaves it open, 0 where it ends with a stop; null for labels. `residue_hits` counts JSON, code fences,
+    Markdown and chat tokens.
     Source: FILTERS rule 1; `finish_reason` as in the OpenAI chat API.
     """
 
     name = "schema"
     number = 1
-    columns = ("missing_fields", "cut_off")
+    version = 2
+    columns = ("missing_fields", "cut_off", "residue_hits")
 
     def settings(self) -> dict[str, Any]:
-        return settings_of("dangling")
+        return settings_of("dangling", "headless", "residue", "fillers")
 
     def scores(self, units: pl.DataFrame, language: Language) -> pl.DataFrame:
+        fillers = load_lexicon("fillers").regex(language) or "$^"
+
         def empty(name: str) -> pl.Expr:
-            return (~pl.col(name).fill_null("").str.contains(r"\p{L}|\p{N}")).cast(pl.Int64)
+            said = pl.col(name).fill_null("")
+            return (~said.str.contains(r"\p{L}|\p{N}") | said.str.contains(fillers)).cast(pl.Int64)
 
         explain = pl.col("task") == "explain"
         missing = empty("text") + pl.when(explain).then(empty("label") + empty("definition")).otherwise(0)
-        stripped = pl.col("_text").str.strip_chars_end()
-        finished = stripped.str.contains(FINISHED)
-        dangling = stripped.str.contains(load_lexicon("dangling").regex(language) or "$^")
-        many = stripped.str.contains(SENTENCE_END + (r"\s+\p{Lu}" if language == "en" else r"\s*\S"))
-        limit = (pl.col("finish_reason").fill_null("") == "length") | (pl.col("outcome").fill_null("") == "truncated")
-        cut = pl.when(limit | dangling).then(1.0).when(finished).then(0.0).when(many).then(1.0).otherwise(0.5)
-        cut = pl.when((pl.col("task") == "label") | (pl.col("_text") == "")).then(None).otherwise(cut)
-        return units.select(missing_fields=missing, cut_off=cut)
+        residue = pl.when(pl.col("text").is_not_null()).then(_count("residue", language))
+        return units.select(missing_fields=missing, cut_off=_cut_off(language), residue_hits=residue)
+
+
+def _cut_off(language: Language) -> pl.Expr:
+    stripped = pl.col("_text").str.strip_chars_end()
+    many = stripped.str.contains(SENTENCE_END + (r"\s+\p{Lu}" if language == "en" else r"\s*\S"))
+    limit = (pl.col("finish_reason").fill_null("") == "length") | (pl.col("outcome").fill_null("") == "truncated")
+    unclosed = pl.any_horizontal(
+        stripped.str.count_matches(opening) > stripped.str.count_matches(closing)
+        for opening, closing in ((r"[(（]", r"[)）]"), (r"[\[【]", r"[\]】]"), ("“", "”"), ("《", "》"))
+    )
+    unclosed |= stripped.str.contains(UNQUOTED)
+    broken = limit | unclosed | stripped.str.contains(BROKEN) | _begins_or_ends("dangling", stripped, language)
+    broken |= _begins_or_ends("headless", stripped, language)
+    cut = pl.when(broken).then(1.0).when(stripped.str.contains(FINISHED)).then(0.0).when(many).then(1.0).otherwise(0.5)
+    return pl.when((pl.col("task") == "label") | (pl.col("_text") == "")).then(None).otherwise(cut)
+
+
+def _begins_or_ends(name: str, text: pl.Expr, language: Language) -> pl.Expr:
+    lexicon = load_lexicon(name)
+    return lexicon.without_exceptions(text, language).str.contains(lexicon.regex(language) or "$^")
 
 
 class Marks(Rule):
@@ -103,17 +135,19 @@ class Marks(Rule):
     columns = ("mark_hits",)
 
     def settings(self) -> dict[str, Any]:
-        return settings_of("marks", "mark_nouns", "mark_labels")
+        return settings_of("marks", "mark_signs", "mark_nouns", "mark_labels")
 
     def scores(self, units: pl.DataFrame, language: Language) -> pl.DataFrame:
         exempt = _looks_like_mark("label", "source_label")
         nouns = pl.when(exempt).then(0).otherwise(_count("mark_nouns", language))
-        return units.select(mark_hits=_known(_count("marks", language) + nouns))
+        hits = _count("marks", language) + _count("mark_signs", language) + nouns
+        return units.select(mark_hits=_known(hits))
 
 
 class Refusals(Rule):
     """Rule 3: refusals, apologies and a model's words about itself. `refusal_hits` counts them.
 
+    A reply that its server says was refused or filtered is one whatever it says.
     Source: FILTERS rule 3; refusals on tight crops are reported by DAM (arXiv 2504.16072), appendix A.
     """
 
@@ -125,38 +159,46 @@ class Refusals(Rule):
         return settings_of("refusals")
 
     def scores(self, units: pl.DataFrame, language: Language) -> pl.DataFrame:
-        return units.select(refusal_hits=_known(_count("refusals", language)))
+        refused = (pl.col("finish_reason").fill_null("") == "content_filter") | (
+            pl.col("outcome").fill_null("") == "refused"
+        )
+        return units.select(refusal_hits=_known(_count("refusals", language) + refused.cast(pl.Int64)))
 
 
 class Script(Rule):
     """Rule 4: text in another language than asked for.
 
     `script_share` is the share of letters in the language's script (Latin for en, Han for zh), the lowest of text,
-    definition and function. `foreign_share` (en) is the share of words that are function words of German, French,
-    Spanish, Italian, Portuguese or Dutch and no English words. Null where there are no letters.
+    definition, function and the label of an explain caption. `foreign_share` is the share of words (en) that are
+    function words of other languages and no English words, or are written with letters that English does not have; of
+    Han characters (zh) that are traditional. `function_words` (en) counts English function words in a text of six words
+    or more. Null where there are no letters.
     Source: FILTERS rule 4.
     """
 
     name = "language"
     number = 4
-    columns = ("script_share", "foreign_share")
+    version = 2
+    columns = ("script_share", "foreign_share", "function_words")
 
     def settings(self) -> dict[str, Any]:
-        return settings_of("foreign_words")
+        return settings_of("foreign_words", "function_words", "traditional")
 
     def scores(self, units: pl.DataFrame, language: Language) -> pl.DataFrame:
         script = r"\p{Latin}" if language == "en" else r"\p{Han}"
 
-        def share(name: str) -> pl.Expr:
-            letters = pl.col(name).str.count_matches(r"\p{L}")
-            return pl.when(letters > 0).then(pl.col(name).str.count_matches(script) / letters)
+        def share(column: pl.Expr) -> pl.Expr:
+            letters = column.str.count_matches(r"\p{L}")
+            return pl.when(letters > 0).then(column.str.count_matches(script) / letters)
 
-        lowest = pl.min_horizontal(share("text"), share("definition"), share("function"))
-        foreign = pl.lit(None, pl.Float64)
+        label = pl.when(pl.col("task") == "explain").then(pl.col("label"))
+        lowest = pl.min_horizontal(*(share(pl.col(name)) for name in ("text", "definition", "function")), share(label))
+        count, function = pl.col("_words"), pl.lit(None, pl.Int64)
+        foreign = _count("foreign_words", "en") if language == "en" else _count("traditional", "zh")
         if language == "en":
-            count = pl.col("_words")
-            foreign = pl.when(count > 0).then(_count("foreign_words", "en") / count)
-        return units.select(script_share=lowest, foreign_share=foreign)
+            function = pl.when(count >= SENTENCE_FROM).then(_count("function_words", "en"))
+        share_of_words = pl.when(count > 0).then(foreign / count)
+        return units.select(script_share=lowest, foreign_share=share_of_words, function_words=function)
 
 
 class Length(Rule):
@@ -190,16 +232,27 @@ class Repetition(Rule):
     `repeated_4gram` is how often the most frequent run of four words occurs (Chinese: eight characters);
     `repeated_phrase` how often a phrase follows itself at once, and `repeated_words` how many words such repeats add;
     `distinct_2` the share of different word pairs, null under 40 words; `duplicate_sentences` counts sentences said
-    before in the same text.
+    before in the same text. `doubled_words` (en) counts words written twice with no more than a blank between them;
+    `distinct_words` (en) is the share of different words among those that are no function words, null for under four.
+    Phrases that are meant to repeat (step by step, up and down) count once.
     Source: FILTERS rule 6; distinct-n is Li et al., arXiv 1510.03055.
     """
 
     name = "repetition"
     number = 6
-    columns = ("repeated_4gram", "repeated_phrase", "repeated_words", "distinct_2", "duplicate_sentences")
+    version = 2
+    columns = (
+        "repeated_4gram", "repeated_phrase", "repeated_words", "distinct_2", "duplicate_sentences", "doubled_words",
+        "distinct_words",
+    )  # fmt: skip
+
+    def settings(self) -> dict[str, Any]:
+        return settings_of("idioms", "light_words")
 
     def scores(self, units: pl.DataFrame, language: Language) -> pl.DataFrame:
-        return repetition(units["_text"], TOKEN[language], gram=4 if language == "en" else 8)
+        text = units.select(load_lexicon("idioms").without_exceptions(pl.col("_text"), language)).to_series()
+        light = load_lexicon("light_words").patterns.get(language, [])
+        return repetition(text, TOKEN[language], gram=4 if language == "en" else 8, light=light)
 
 
 class Hedges(Rule):
@@ -223,26 +276,22 @@ class Hedges(Rule):
         return units.select(hedges=_known(count), hedge_density=_known(density))
 
 
-class Openers(Rule):
-    """Rule 8: a text that begins by speaking of the picture ("In this image", "图中").
+class Speculation(Rule):
+    """Rule 7, speculation: what no picture shows, such as purposes, thoughts, pasts, and the mood of a scene.
 
-    `openers` is 1 where it does; `words_after_opener` is what stripping the opener would leave, null where there is
-    nothing to strip.
-    Source: FILTERS rule 8.
+    `speculation_hits` counts it.
+    Source: FILTERS, among the failures reported of teachers.
     """
 
-    name = "openers"
-    number = 8
-    columns = ("openers", "words_after_opener")
+    name = "speculation"
+    number = 7
+    columns = ("speculation_hits",)
 
     def settings(self) -> dict[str, Any]:
-        return settings_of("openers")
+        return settings_of("speculation")
 
     def scores(self, units: pl.DataFrame, language: Language) -> pl.DataFrame:
-        pattern = load_lexicon("openers").regex(language) or "$^"
-        opens = pl.col("_text").str.contains(pattern)
-        rest = pl.col("_text").str.replace(pattern, "").str.count_matches(TOKEN[language]).cast(pl.Int64)
-        return units.select(openers=_known(opens.cast(pl.Int64)), words_after_opener=pl.when(opens).then(rest))
+        return units.select(speculation_hits=_known(_count("speculation", language)))
 
 
 class Safety(Rule):
@@ -258,17 +307,19 @@ class Safety(Rule):
     columns = ("pii_hits", "unsafe_hits", "identity_hits")
 
     def settings(self) -> dict[str, Any]:
-        return settings_of("pii", "unsafe", "identities")
+        return settings_of("pii", "pii_signs", "unsafe", "identities")
 
     def scores(self, units: pl.DataFrame, language: Language) -> pl.DataFrame:
         return units.select(
-            pii_hits=_known(_count("pii", language)),
+            pii_hits=_known(_count("pii", language) + _count("pii_signs", language)),
             unsafe_hits=_known(_count("unsafe", language)),
             identity_hits=_known(_count("identities", language)),
         )
 
 
-RULES: tuple[type[Rule], ...] = (Schema, Marks, Refusals, Script, Length, Repetition, Hedges, Openers, Safety)
+RULES: tuple[type[Rule], ...] = (
+    Schema, Marks, Refusals, Script, Length, Repetition, Hedges, Speculation, Openers, Safety,
+)  # fmt: skip
 
 
 class TextStage(ScoreStage):
@@ -289,8 +340,7 @@ class TextStage(ScoreStage):
 
 
 def _count(name: str, language: Language) -> pl.Expr:
-    expression = load_lexicon(name).regex(language)
-    return pl.col("_text").str.count_matches(expression).cast(pl.Int64) if expression else pl.lit(0, pl.Int64)
+    return load_lexicon(name).count(pl.col("_text"), language)
 
 
 def _looks_like_mark(*columns: str) -> pl.Expr:

@@ -65,16 +65,17 @@ def plan_of(frame: pl.DataFrame, **more: Any) -> pl.DataFrame:
 def test_only_what_can_be_repaired_is_planned() -> None:
     frame = captions(
         {"mark_hits": 1},
-        {"openers": 1},
+        {"openers": 1, "text": "In this image, a dog runs."},
         {"mark_hits": 1, "openers": 1},
         {"mark_hits": 1, "mask_predicted_iou": 0.5},
         {"hedges": 2},
         {"mark_hits": 1, "attempts": 3},
         {},
+        {"openers": 1, "text": "In the picture's centre, a dog runs."},
     )
     plan = plan_of(frame)
     assert dict(plan.select("caption_key", "repair").rows()) == {
-        key("c0"): "ask", key("c1"): "strip_opener", key("c2"): "ask",
+        key("c0"): "ask", key("c1"): "strip_opener", key("c2"): "ask", key("c7"): "ask",
     }  # fmt: skip
 
 
@@ -119,7 +120,22 @@ def test_a_stream_that_stopped_for_another_reason_is_left() -> None:
         ("In this image, a dog runs.", "en", "A dog runs."),
         ("The image shows a red cup on a table.", "en", "A red cup on a table."),
         ("图中是一只狗。", "zh", "一只狗。"),
+        ("Shown here is a small dog on a rug.", "en", "A small dog on a rug."),
+        ("In this image, there is a dog on a rug.", "en", "A dog on a rug."),
+        ("Caption: In this image, a dog runs.", "en", "A dog runs."),
+        ("As seen in the image above, a dog runs.", "en", "A dog runs."),
+        ("这张图片中的小狗趴在地毯上。", "zh", "小狗趴在地毯上。"),
+        ("好的，图中有一只狗。", "zh", "一只狗。"),
+        # What would be left is no sentence: the teacher is asked again.
         ("In this image.", "en", None),
+        ("The image shows that the dog lies down.", "en", None),
+        ("This image captures how a dog lies down.", "en", None),
+        ("In the picture's centre, a dog lies on a rug.", "en", None),
+        ("The image provides a view of a dog on a rug.", "en", None),
+        ("Displayed in a shop window, the red dress has a collar.", "en", None),
+        ("画面中央的小狗趴在地毯上。", "zh", None),
+        ("根据图片，小狗趴在地毯上。", "zh", None),
+        ("镜头是黑色的，装在相机上。", "zh", None),
     ],
 )
 def test_an_opener_is_stripped(text: str, language: str, expected: str | None) -> None:

@@ -64,9 +64,10 @@ def test_a_reply_at_its_token_limit_is_cut_off_whatever_its_end(score: Score) ->
 
 def test_marks_leak_but_a_box_may_be_called_a_box(score: Score) -> None:
     assert one(score, "A dog outlined in yellow.")["mark_hits"] == 1
-    assert one(score, "A red box stands on the lawn.")["mark_hits"] == 1
-    assert one(score, "A red box stands on the lawn.", source_label="mailbox")["mark_hits"] == 0
-    assert one(score, "A red box stands on the lawn.", label="cardboard box")["mark_hits"] == 0
+    assert one(score, "A red box stands on the lawn.")["mark_hits"] == 0
+    assert one(score, "The dog in the red box is asleep.")["mark_hits"] == 1
+    assert one(score, "The slot in the red box is open.", source_label="mailbox")["mark_hits"] == 0
+    assert one(score, "The slot in the red box is open.", label="cardboard box")["mark_hits"] == 0
     assert one(score, "The highlighted box is red.", source_label="mailbox")["mark_hits"] > 0
 
 
