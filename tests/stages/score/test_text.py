@@ -111,6 +111,93 @@ def test_repetition_does_not_reach_over_the_next_caption(score: Score) -> None:
     assert rows["repeated_4gram"].to_list() == [0] * 5
 
 
+@pytest.mark.parametrize(
+    ("text", "doubled"),
+    [("A brown brown dog lies on on a rug.", 2), ("A very, very long rug.", 0), ("He said that that dog barks.", 0)],
+)
+def test_a_word_written_twice(score: Score, text: str, doubled: int) -> None:
+    assert one(score, text)["doubled_words"] == doubled
+
+
+def test_few_different_words(score: Score) -> None:
+    assert one(score, "The dog is a dog that is a dog.")["distinct_words"] == pytest.approx(1 / 3)
+    assert one(score, "A brown dog lies on a rug.")["distinct_words"] == 1.0
+    assert one(score, "A dog.")["distinct_words"] is None
+    assert one(score, "一只狗。", language="zh")["distinct_words"] is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["He walks step by step by step down the stairs.", "Up and down, up and down, up and down goes the yo-yo."],
+)
+def test_what_repeats_by_its_nature_counts_once(score: Score, text: str) -> None:
+    row = one(score, text)
+    assert (row["repeated_phrase"], row["repeated_words"]) == (1, 0)
+
+
+def test_what_a_machine_left(score: Score) -> None:
+    assert one(score, '{"caption": "A dog."}')["residue_hits"] > 0
+    assert one(score, "A dog lies there.<|im_end|>")["residue_hits"] > 0
+    assert one(score, "A dog lies there - it sleeps.")["residue_hits"] == 0
+
+
+@pytest.mark.parametrize("label", ["unknown", "Object.", "none"])
+def test_a_label_that_says_nothing_is_missing(score: Score, label: str) -> None:
+    assert one(score, label, "label")["missing_fields"] == 1
+    assert one(score, "A cup: a vessel.", "explain", label=label, definition="a vessel")["missing_fields"] == 1
+
+
+def test_a_filtered_reply_is_a_refusal(score: Score) -> None:
+    assert one(score, "A dog lies on a rug.", finish_reason="content_filter")["refusal_hits"] == 1
+    assert one(score, "A dog lies on a rug.", outcome="refused")["refusal_hits"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A dog lies on a rug...", 1.0),
+        ("A dog lies on a rug (its tail", 1.0),
+        ('A mug with the word "Te', 1.0),
+        ("A dog lies on a rug and the.", 1.0),
+        ("lies on a rug with its tail curled around it.", 1.0),
+        ("A dog that the man points at", 0.5),
+        ("This is the chair that she was sitting in", 0.5),
+    ],
+)
+def test_where_a_text_breaks_off(score: Score, text: str, expected: float) -> None:
+    assert one(score, text)["cut_off"] == expected
+
+
+def test_english_without_english_words(score: Score) -> None:
+    assert one(score, "Pieni ruskea koira makaa pehmeällä matolla.")["function_words"] == 0
+    assert one(score, "A small brown dog lies on a rug.")["function_words"] > 0
+    assert one(score, "Brown dog.")["function_words"] is None
+    assert one(score, "Malý hnědý pes leží na koberci.")["foreign_share"] > 0.5
+    assert one(score, "一隻棕色的小狗趴在地毯上睡覺。", language="zh")["foreign_share"] > 0.1
+
+
+def test_the_label_of_an_explanation_is_read_too(score: Score) -> None:
+    row = one(score, "杯子：一种容器。", "explain", language="zh", label="cup", definition="一种容器")
+    assert row["script_share"] == 0.0
+
+
+def test_one_hedge_drops_a_description_and_not_an_event(score: Score) -> None:
+    text = ["It might be a small dog that lies on a rug by the door."]
+    assert len(rejected(score, text, "brief")) == 1
+    assert rejected(score, text, "stream") == []
+
+
+def test_speculation_is_flagged_and_kept(score: Score) -> None:
+    text = "The man sits at a desk, waiting for his wife to come home."
+    assert one(score, text)["speculation_hits"] == 1
+    assert rejected(score, [text], "brief") == []
+
+
+def test_words_about_the_picture_elsewhere(score: Score) -> None:
+    assert one(score, "A small dog can be seen in this image.")["meta_hits"] > 0
+    assert one(score, "A dog looks at a picture on the wall.")["meta_hits"] == 0
+
+
 def test_distinct_2_needs_a_long_text(score: Score) -> None:
     assert one(score, "a b a b a b")["distinct_2"] is None
     assert one(score, "the cup and the cat " * 12)["distinct_2"] < 0.2
