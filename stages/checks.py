@@ -17,7 +17,6 @@ import polars as pl
 from stages.policy import Check, Policy, PolicyError
 
 SCOPE = ("source", "task", "language")
-MAX_CHECKS = 60
 _BLOCK = 1 << 16
 """Rows that are looked at together: their scores fit a core's cache."""
 _THREADS = 2
@@ -39,7 +38,8 @@ Scope = tuple[str | None, str, str]
 
 @dataclass(frozen=True)
 class Hits:
-    """Bit i of a row's `spoke` says that check i spoke against it, of its `silent` that it said nothing.
+    """Bit i % 64 of word i // 64 of a row's `spoke` says that check i spoke against it, of its `silent` that it said
+    nothing; both are (words, rows).
 
     `scope` numbers each row's (source, task, language) in `scopes`. Captions that are not ok are silent throughout.
     """
@@ -52,40 +52,67 @@ class Hits:
 
     def column(self, reason: str) -> pl.Series:
         """What one check said: true speaks against the caption, null says nothing."""
-        place = np.uint64(self.reasons.index(reason))
-        said = pl.Series(reason, (self.spoke >> place & np.uint64(1)).astype(bool))
-        silent = pl.Series("_", (self.silent >> place & np.uint64(1)).astype(bool))
+        place = self.reasons.index(reason)
+        said, silent = pl.Series(reason, _set(self.spoke, place)), pl.Series("_", _set(self.silent, place))
         return pl.select(pl.when(~silent).then(said).alias(reason)).to_series()
 
     def count(self, bits: Bits, place: int, also: Bools | None = None) -> Ints:
         """In each scope the rows in which bit `place` of `bits` is set (and `also` holds)."""
-        chosen = (bits >> np.uint64(place) & np.uint64(1)).astype(bool)
+        chosen = _set(bits, place)
         chosen = chosen if also is None else chosen & also
         return np.bincount(self.scope[chosen], minlength=len(self.scopes))
+
+    def alone(self) -> Bools:
+        """The rows against which exactly one check spoke."""
+        spoken: Bools = np.bitwise_count(self.spoke).sum(0) == 1
+        return spoken
+
+    def combinations(self) -> tuple[Ints, list[int]]:
+        """A number a row for the checks that spoke against it, and what each number stands for: bit i is check i.
+
+        Number 0 stands for none.
+        """
+        spoken = np.flatnonzero(self.spoke.any(0))
+        mixed, masks = np.zeros(len(spoken), np.int64), [0]
+        for place, word in enumerate(self.spoke):
+            values = np.unique(word[spoken])
+            mixed = mixed * len(values) + np.searchsorted(values, word[spoken])
+            found = np.unique(mixed)
+            pairs = [divmod(int(number), len(values)) for number in found]
+            masks = [masks[before] | int(values[at]) << 64 * place for before, at in pairs]
+            mixed = np.searchsorted(found, mixed)
+        codes = np.zeros(self.spoke.shape[1], np.int64)
+        codes[spoken] = mixed + 1
+        return codes, [0, *masks]
+
+
+def _set(bits: Bits, place: int) -> Bools:
+    """The rows in which bit `place` is set."""
+    chosen: Bools = (bits[place // 64] >> np.uint64(place % 64) & np.uint64(1)).astype(bool)
+    return chosen
 
 
 def hits_of(frame: pl.DataFrame, policy: Policy) -> Hits:
     """What each check says of each row. `frame` has the scope columns, `status`, and score columns where there are any.
 
-    Raises `PolicyError` for a check that ranks by columns that the frame lacks, and for too many checks.
+    Raises `PolicyError` for a check that ranks by columns that the frame lacks.
     """
-    if len(policy.checks) > MAX_CHECKS:
-        raise PolicyError(f"policy {policy.name} has {len(policy.checks)} checks; {MAX_CHECKS} are the most")
     scope, scopes = number_scopes(frame)
     lost = (frame["status"] != "ok").to_numpy()
     tests = [_Test.of(check, scopes, frame) for check in policy.checks]
-    spoke, silent = np.zeros(len(frame), np.uint64), np.zeros(len(frame), np.uint64)
+    words = max(1, -(-len(tests) // 64))
+    spoke, silent = np.zeros((words, len(frame)), np.uint64), np.zeros((words, len(frame)), np.uint64)
 
     def look(start: int) -> None:
         rows = slice(start, min(start + _BLOCK, len(frame)))
-        said = np.zeros((2, 8, rows.stop - rows.start), np.uint8)
+        said = np.zeros((2, 8 * words, rows.stop - rows.start), np.uint8)
         for place, test in enumerate(tests):
             for plane, bits in zip(said[:, place // 8], test.judge(rows, scope[rows]), strict=True):
                 if bits is not None:
                     # A product, since numpy shifts bytes one by one.
                     plane |= bits.view(np.uint8) * np.uint8(1 << place % 8)
         said[0, :, lost[rows]], said[1, :, lost[rows]] = 0, 255
-        spoke[rows], silent[rows] = (np.ascontiguousarray(part.T).view("<u8")[:, 0] for part in said)
+        spoke[:, rows], silent[:, rows] = (np.ascontiguousarray(part.T).view("<u8").T for part in said)
 
     with ThreadPoolExecutor(_THREADS) as pool:
         list(pool.map(look, range(0, len(frame), _BLOCK)))

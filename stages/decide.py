@@ -63,11 +63,8 @@ def _complete(frame: pl.DataFrame) -> pl.DataFrame:
 
 def _decisions(frame: pl.DataFrame, hits: Hits, policy: Policy) -> pl.DataFrame:
     """Decisions by checks alone. Few combinations of checks occur, so each is spelt out once and gathered by rows."""
-    spoken = np.flatnonzero(hits.spoke)
-    unique = np.unique(hits.spoke[spoken])
-    codes = np.zeros(len(frame), np.uint32)
-    codes[spoken] = np.searchsorted(unique, hits.spoke[spoken]) + 1
-    fates = [_fate(0, policy), *(_fate(int(value), policy) for value in unique)]
+    codes, masks = hits.combinations()
+    fates = [_fate(mask, policy) for mask in masks]
     kinds = {"status": pl.String(), "reason": pl.String(), "reasons": pl.List(pl.String)}
     fate = pl.DataFrame([*zip(*fates, strict=True)], schema=kinds).select(pl.all().gather(pl.Series(codes)))
     lost = frame["status"] != "ok"

@@ -20,7 +20,7 @@ def yield_table(evaluation: Evaluation, by: tuple[str, ...] = ()) -> pl.DataFram
     hits = evaluation.hits
     if not evaluation.policy.checks:
         return pl.DataFrame(schema={"reason": pl.String, "column": pl.String, "captions": pl.Int64})
-    alone = np.bitwise_count(hits.spoke) == 1
+    alone = hits.alone()
     captions = np.bincount(hits.scope, minlength=len(hits.scopes))
     scopes = pl.DataFrame(hits.scopes, schema=dict.fromkeys(SCOPE, pl.String), orient="row")
     rows = []

@@ -16,7 +16,7 @@ from schemas.caption import Task
 from stages.base import with_digest
 from stages.draws import drawn
 from stages.score.base import ScoreRow
-from stages.score.text import TOKEN
+from stages.score.lexicon import TOKEN
 
 CORPUS_VERSION = 2
 TABLE = "scores/corpus"

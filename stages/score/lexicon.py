@@ -33,10 +33,10 @@ class Lexicon(BaseModel):
     """One list of patterns a language.
 
     A pattern is a regular expression in the syntax that Python's `re` and Rust's `regex` share (no look-around);
-    `{name}` is replaced by the macro of that name, of the list's own or of the list that it `uses`, which may hold macros
-    declared after it. English patterns match whole words unless `words` is false, all without regard to case. What an
-    exception matches is taken out of the text before the patterns are looked for: it stands in for the look-around that
-    the engines do not share.
+    `{name}` is replaced by the macro of that name, of the list's own or of the list that it `uses`, which may hold
+    macros declared after it. English patterns match whole words unless `words` is false, all without regard to case.
+    What an exception matches is taken out of the text before the patterns are looked for: it stands in for the
+    look-around that the engines do not share.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -151,6 +151,19 @@ def test_flags_are_recorded_and_kept() -> None:
     assert decided["reasons"].to_list() == [["stub"], ["mark_leak", "stub"]]
 
 
+def test_a_policy_may_have_any_number_of_checks() -> None:
+    frame = captions([{"words": words, "mark_hits": 0} for words in (0, 1, 63, 64, 150, 199, 200)])
+    checks = [{"reason": f"under_{limit}", "column": "words", "min": limit} for limit in range(1, 201)]
+    found = evaluate(frame, policy(*checks))
+    expected = [[f"under_{limit}" for limit in range(1, 201) if words < limit] for words in frame["words"]]
+    assert found.decisions["reasons"].to_list() == expected
+    assert found.decisions["reason"].to_list() == [reasons[0] if reasons else None for reasons in expected]
+    told = {row["reason"]: row for row in yield_table(found).to_dicts()}
+    assert [told[f"under_{limit}"]["hits"] for limit in (1, 64, 65, 128, 129, 200)] == [1, 3, 4, 4, 4, 6]
+    assert [told[f"under_{limit}"]["sole_hits"] for limit in (199, 200)] == [0, 1]
+    assert found.hits.column("under_150").to_list() == [True, True, True, True, False, False, False]
+
+
 def test_captions_that_failed_or_were_blocked_stay_so_and_add_up() -> None:
     frame = captions([
         {"status": "failed", "reason": "refused", "words": None},
