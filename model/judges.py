@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 import prompts
 from model.answers import Answer, streams
@@ -69,7 +69,8 @@ class Question(Record):
 class JudgeConfig(Record):
     """Which judge, and which scores it gives. `dlc` needs `questions` and `class_names` (DLC-Bench's two files).
 
-    `prompts` are folders that are searched before the built-in prompts.
+    `prompts` are folders that are searched before the built-in prompts. A judge answers at temperature 0 unless
+    `teacher.decoding` names another: the same captions should get the same score.
     """
 
     teacher: TeacherConfig
@@ -77,6 +78,14 @@ class JudgeConfig(Record):
     questions: Path | None = None
     class_names: Path | None = None
     prompts: tuple[Path, ...] = ()
+
+    @field_validator("teacher")
+    @classmethod
+    def _judges_coldly(cls, teacher: TeacherConfig) -> TeacherConfig:
+        if "temperature" in teacher.decoding.model_fields_set:
+            return teacher
+        cold = teacher.decoding.model_copy(update={"temperature": 0.0})
+        return teacher.model_copy(update={"decoding": cold})
 
 
 @dataclass(frozen=True)
@@ -101,7 +110,9 @@ def run_judges(config: JudgeConfig, answers: Sequence[Answer], ledger: Path, pub
     """Asks the judge about all answers. Replies are kept in the `ledger` folder and never paid for twice.
 
     - `dlc_positive`, `dlc_negative`, `dlc` (their mean): points of DLC-Bench's questions about the region that
-      `target` names (an annotation id), mean by region first; at most 0 where the object is not recognised.
+      `target` names (an annotation id), mean by region first; at most 0 where the object is not recognised. A question
+      without an answer is in no mean, nor is a region of which nobody said whether it is recognised; both are counted
+      in the notices.
     - `g_stdc`: 0 to 5 a target over its ordered events. `published` puts all videos into one item, as PAM's script
       does, whose records carry no video's name.
     - `videorefer_d` and its four aspects: 0 to 5 a clip's caption, against its first reference.
@@ -118,7 +129,7 @@ def run_judges(config: JudgeConfig, answers: Sequence[Answer], ledger: Path, pub
         values |= plan.scores(said)
         silent = sum(reply is None for reply in said)
         notices.append(
-            f"{bench}: {len(said)} questions to {config.teacher.identity}, {silent} without an answer{plan.note}"
+            f"{bench}: {len(said)} questions to {config.teacher.identity}, {silent} without an answer{plan.note(said)}"
         )
         details += [
             {"bench": bench, "item": item} | (reply.model_dump() if reply is not None else {"unanswered": True})
@@ -168,7 +179,7 @@ class _Plan:
     asked: list[Asked]
     items: list[str]
     scores: Callable[[Sequence[Record | None]], dict[str, float]]
-    note: str = ""
+    note: Callable[[Sequence[Record | None]], str] = lambda said: ""
 
 
 def _plan(bench: Bench, config: JudgeConfig, answers: Sequence[Answer], published: bool) -> _Plan:
@@ -223,33 +234,61 @@ def _dlc(answers: Sequence[Answer], questions: Mapping[str, Sequence[Question]],
             asked.append(Asked("dlc.en", context, Choice))
             items.append(f"{answer.target}#{at}")
 
-    def scores(said: Sequence[Record | None]) -> dict[str, float]:
-        return _dlc_scores([questions[region.target] for region in regions], iter(said))
-
+    asked_of = [questions[region.target] for region in regions]
     missing = len(questions.keys() - {region.target for region in regions})
-    return _Plan(asked, items, scores, f"; {missing} of {len(questions)} regions were not described" if missing else "")
+
+    def note(said: Sequence[Record | None]) -> str:
+        skipped, left_out = _unanswered(asked_of, iter(said))
+        counts = {
+            f"{missing} of {len(questions)} regions were not described": missing,
+            f"{skipped} regions are skipped, whether they are recognised was not answered": skipped,
+            f"{left_out} questions without an answer are left out of the means": left_out,
+        }
+        return "".join(f"; {text}" for text, count in counts.items() if count)
+
+    return _Plan(asked, items, lambda said: _dlc_scores(asked_of, iter(said)), note)
 
 
 def _dlc_scores(regions: Sequence[Sequence[Question]], replies: Iterator[Record | None]) -> dict[str, float]:
-    """Each region's first reply says whether the object is recognised, the others answer its questions."""
+    """Points by kind, the mean of the regions' means; what has no answer is in no mean."""
     found: dict[str, list[float]] = {"positive": [], "negative": []}
-    for questions in regions:
-        first = next(replies)
-        known = isinstance(first, Choice) and first.choice == "A"
+    for known, worths in _region_points(regions, replies):
         points: dict[str, list[float]] = {"positive": [], "negative": []}
-        for question in questions:
-            worth = _points(question, next(replies))
-            points[question.type].append(worth if known else min(0.0, worth))
+        for kind, worth in worths if known is not None else ():
+            if worth is not None:
+                points[kind].append(worth if known else min(0.0, worth))
         for kind, each in points.items():
             found[kind] += [float(np.mean(each))] if each else []
     means = {f"dlc_{kind}": float(np.mean(each)) for kind, each in found.items() if each}
     return means | ({"dlc": float(np.mean(list(means.values())))} if len(means) == 2 else {})
 
 
-def _points(question: Question, reply: Record | None) -> float:
-    """What the chosen option is worth; 0, as if not mentioned, for no answer or an option that is not there."""
-    at = _LETTERS.index(reply.choice) if isinstance(reply, Choice) else len(_LETTERS)
-    return question.choices[at][1] if at < len(question.choices) else 0.0
+def _unanswered(regions: Sequence[Sequence[Question]], replies: Iterator[Record | None]) -> tuple[int, int]:
+    """Regions whose first question has no answer, and questions without one of the other regions."""
+    given = list(_region_points(regions, replies))
+    open_ = [worth is None for known, worths in given if known is not None for _, worth in worths]
+    return sum(known is None for known, _ in given), sum(open_)
+
+
+def _region_points(
+    regions: Sequence[Sequence[Question]], replies: Iterator[Record | None]
+) -> Iterator[tuple[bool | None, list[tuple[str, float | None]]]]:
+    """Of each region: whether it is recognised (its first reply), and of each question its kind and points.
+
+    None stands for no answer, which an option that is not there is too.
+    """
+    for questions in regions:
+        first = _option(next(replies), 2)
+        worths: list[tuple[str, float | None]] = []
+        for question in questions:
+            at = _option(next(replies), len(question.choices))
+            worths.append((question.type, question.choices[at][1] if at is not None else None))
+        yield (first == 0 if first is not None else None), worths
+
+
+def _option(reply: Record | None, count: int) -> int | None:
+    at = _LETTERS.index(reply.choice) if isinstance(reply, Choice) else count
+    return at if at < count else None
 
 
 def _dlc_files(config: JudgeConfig) -> tuple[dict[str, list[Question]], dict[str, str]]:

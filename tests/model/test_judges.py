@@ -133,6 +133,43 @@ def test_dlc_points_count_only_for_what_is_recognised(
     assert "A. red\nB. reddish\nC. not said\nD. blue" in "\n".join(chat.text for chat in server.chats)
 
 
+def test_a_dlc_question_without_an_answer_is_in_no_mean(
+    teacher_server: Callable[..., Any], tmp_path: Path, dlc: dict[str, Path]
+) -> None:
+    answers = [
+        _answer(0, "A red horse.", "", task="detailed", target="10"),
+        _answer(1, "A red truck.", "", task="detailed", target="11"),
+    ]
+
+    def saddle_unsaid(chat: Any) -> dict[str, str]:
+        asked = chat.text.split("Question: ")[1]
+        if "saddle" in asked:
+            return {"choice": "E"}  # a letter that the question does not have
+        return {"choice": "A"} if "truck" in asked else _reads(chat)
+
+    judged = run_judges(_config(teacher_server(answer=saddle_unsaid), "dlc", **dlc), answers, tmp_path / "a")
+    assert judged.values == {"dlc_positive": 1.0}, "no negative question was answered"
+    assert "; 1 questions without an answer are left out" in judged.notices[0]
+
+    def truck_unsaid(chat: Any) -> dict[str, str]:
+        return {"choice": "none"} if "truck" in chat.text.split("Question: ")[1] else _reads(chat)
+
+    judged = run_judges(_config(teacher_server(answer=truck_unsaid), "dlc", **dlc), answers, tmp_path / "b")
+    assert judged.values == {"dlc_positive": 1.0, "dlc_negative": 1.0, "dlc": 1.0}, "region 11 is skipped"
+    assert "; 1 regions are skipped" in judged.notices[0]
+    assert "1 without an answer" in judged.notices[0]
+
+
+def test_a_judge_is_cold_unless_told_otherwise(teacher_server: Callable[..., Any], tmp_path: Path) -> None:
+    server = teacher_server(answer=lambda chat: {"score": 1, "reason": "so"})
+    config = _config(server, "g_stdc")
+    run_judges(config, [_answer(0, "sits", target="a")], tmp_path / "cold")
+    warm = config.teacher.model_dump() | {"decoding": {"temperature": 0.7}}
+    told = JudgeConfig(teacher=TeacherConfig.model_validate(warm), benches=("g_stdc",))
+    run_judges(told, [_answer(0, "sits", target="a")], tmp_path / "warm")
+    assert [chat.body["temperature"] for chat in server.chats] == [0.0, 0.7]
+
+
 def test_what_cannot_be_judged_is_said(
     teacher_server: Callable[..., Any], tmp_path: Path, dlc: dict[str, Path]
 ) -> None:
