@@ -20,12 +20,27 @@ MOST_POINTS = {False: 4, True: 3}
 """PAM draws 1 to 4 points on images and 1 to 3 on clips."""
 
 _SIDES = {
-    "en": {"left": "right", "right": "left", "leftmost": "rightmost", "rightmost": "leftmost"}
-    | {"leftward": "rightward", "rightward": "leftward", "leftwards": "rightwards", "rightwards": "leftwards"}
-    | {"left-hand": "right-hand", "right-hand": "left-hand", "clockwise": "counterclockwise"}
-    | {"counterclockwise": "clockwise"},
-    "zh": {"左": "右", "右": "左"},
+    "en": {"left": "right", "leftmost": "rightmost", "leftward": "rightward", "leftwards": "rightwards"}
+    | {"right": "left", "rightmost": "leftmost", "rightward": "leftward", "rightwards": "leftwards"}
+    | {"left-hand": "right-hand", "right-hand": "left-hand"}
+    | {"clockwise": "counterclockwise", "counterclockwise": "clockwise", "counter-clockwise": "clockwise"}
+    | {"anticlockwise": "clockwise", "anti-clockwise": "clockwise"},
+    "zh": {"左": "右", "右": "左", "顺时针": "逆时针", "逆时针": "顺时针"},
 }
+_NO_SIDE = {
+    "en": re.compile(
+        r"\bright[ -](?:now|away|angle[ds]?|triangles?|after|before|behind|beside|next|there|here|in|at|on|above|below"
+        r"|under|beneath|over|through|into|onto|up|down|back|out|off|around|along|against|by|size|amount|moment|time"
+        r"|way|place|thing|order|direction)\b"
+        r"|\b(?:all|just|quite|not|is|are|was|were|looks?|seems?) right\b(?! of\b)"
+        r"|\bleft (?:the|an?|its?|his|hers?|him|them|their|this|that|behind|over|alone|open|out|off|on|in|at|empty"
+        r"|blank|bare|untouched|unattended|unfinished|before|after|when|while|without|only)\b"
+        r"|\b(?:ha[sd]|have|having|been|being|gets?|got|nothing|anything|little|much|who|he|she|it|they|then|just|never"
+        r"|already) left\b(?! of\b)"
+    ),
+    "zh": re.compile("左右|右左|座右铭|相左|其右"),
+}
+"""Where left and right say no side: `right now`, `left the room`, 三米左右 (some three metres)."""
 _READING = re.compile(
     r"[\"“”「」《》]|\b(?:letters?|words?|text|reads?|reading|number|digit|logo|sign|clock)\b|文字|字样|数字|字母"
 )
@@ -99,7 +114,10 @@ def _draw_points(example: Example, rng: np.random.Generator) -> Prompt:
 
 
 def flip_text(text: str, language: Language) -> str | None:
-    """The text with left and right swapped; None where a mirrored picture would make it wrong (text was read)."""
+    """The text with left and right, and the ways to turn, swapped; None where that might make it wrong.
+
+    It might where the text was read from the picture, and where left or right say no side, before or after the swap.
+    """
     if _READING.search(text.lower()):
         return None
     sides = _SIDES[language]
@@ -111,7 +129,9 @@ def flip_text(text: str, language: Language) -> str | None:
         other = sides[word.lower()]
         return other.capitalize() if word[0].isupper() else other
 
-    return re.sub(pattern, swap, text, flags=re.IGNORECASE)
+    swapped = re.sub(pattern, swap, text, flags=re.IGNORECASE)
+    no_side = _NO_SIDE[language]
+    return None if no_side.search(text.lower()) or no_side.search(swapped.lower()) else swapped
 
 
 def flip_example(example: Example) -> Example | None:
