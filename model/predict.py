@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
+from model import checkpoint
 from model.answers import Answer
 from model.augment import NO_AUGMENTATION, AugmentConfig, ask, draw_prompt
 from model.corpus import Corpus, Example
 from model.features import Sight, look
+from model.generate import GenerationConfig
 from model.inference import PAM
 from model.vision import FrozenSam, Taps, squares
 from schemas.base import Record
@@ -26,7 +29,8 @@ class EvalConfig(Record):
 
     `prompt` is how targets are marked: by the box, or as the augmentation draws them with `seed`. `history` is what
     the prompt of a stream's event says of the event before: the `reference` (each event is judged on its own), or the
-    model's `own` answer, as in use and as PAM's streaming evaluation runs it.
+    model's `own` answer, as in use and as PAM's streaming evaluation runs it; the limit then takes whole targets, but
+    for the end of the last.
     """
 
     tasks: list[Task] = []
@@ -36,6 +40,12 @@ class EvalConfig(Record):
     prompt: AugmentConfig = NO_AUGMENTATION
     history: Literal["reference", "own"] = "reference"
     seed: int = 0
+
+
+def answering(folder: Path, sam: FrozenSam, max_new_tokens: int, device: str = "cpu") -> PAM:
+    """A trained checkpoint that answers with a SAM 2 that is loaded already. Raises CheckpointError."""
+    pam, tokenizer = checkpoint.load(folder, device)
+    return PAM(pam, sam, tokenizer, GenerationConfig(max_new_tokens=max_new_tokens))
 
 
 def predict(pam: PAM, corpus: Corpus, config: EvalConfig) -> list[Answer]:
@@ -125,16 +135,31 @@ def _before(corpus: Corpus) -> dict[int, int]:
 
 
 def _chosen(corpus: Corpus, config: EvalConfig) -> list[int]:
-    """At most `limit` rows of each task and language, evenly over the corpus."""
+    """At most `limit` rows of each task and language, evenly over the corpus.
+
+    With its own history a stream's targets are chosen evenly and asked from their first event on, the last of them
+    until the limit: an event asked without the one before it would be told that nothing was.
+    """
     index = corpus.index.with_row_index("row")
     rows: list[int] = []
     for (task, language), group in index.group_by(["task", "language"], maintain_order=True):
         if (config.tasks and task not in config.tasks) or (config.languages and language not in config.languages):
             continue
+        if config.history == "own" and task == "stream":
+            targets = group.group_by("region", maintain_order=True).agg("row")["row"].to_list()
+            events = [row for at in _spread(len(targets)) for row in targets[at]]
+            rows += events[: config.limit]
+            continue
         found = group["row"].to_list()
         count = min(config.limit or len(found), len(found))
         rows += [found[at * len(found) // count] for at in range(count)]
     return rows
+
+
+def _spread(count: int) -> list[int]:
+    """The numbers below `count` in an order whose every beginning lies evenly among them: by their bits, reversed."""
+    bits = max(1, (count - 1).bit_length())
+    return sorted(range(count), key=lambda at: f"{at:0{bits}b}"[::-1])
 
 
 @dataclass

@@ -57,35 +57,61 @@ def test_answers_come_with_what_the_masks_are_worth(pam: PAM, shards: Path) -> N
         assert answer.predicted == together[answer.row].predicted
 
 
-def test_a_stream_is_told_the_reference_or_its_own_last_answer(
-    pam: PAM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "frames" / "V_x"
-    folder.mkdir(parents=True)
-    for at in range(6):
-        Image.fromarray(np.full((64, 64, 3), 40 * at, np.uint8)).save(folder / f"{at:05d}.jpg")
+@pytest.fixture
+def streams(tmp_path: Path) -> StreamCorpus:
+    """Two targets of three events each; event N is captioned `Event N.`"""
     names = [f"{at:05d}.jpg" for at in range(6)]
-    events = [
-        {"event_id": at + 1, "frames": names[2 * at : 2 * at + 2], "gt": f"Event {at}.", "box": [[8, 8, 30, 30]]}
-        for at in range(3)
-    ]
+    lines = []
+    for video in ("V_x", "V_y"):
+        folder = tmp_path / "frames" / video
+        folder.mkdir(parents=True)
+        for at, name in enumerate(names):
+            Image.fromarray(np.full((64, 64, 3), 40 * at, np.uint8)).save(folder / name)
+        events = [
+            {"event_id": at + 1, "frames": names[2 * at : 2 * at + 2], "gt": f"Event {at}.", "box": [[8, 8, 30, 30]]}
+            for at in range(3)
+        ]
+        lines.append(json.dumps({"type": "video", "image_root": f"frames/{video}", "annotations": events}))
     file = tmp_path / "input.jsonl"
-    file.write_text(json.dumps({"type": "video", "image_root": "frames/V_x", "annotations": events}))
-    corpus = StreamCorpus([file], tmp_path / "frames")
-    asked: list[str] = []
+    file.write_text("\n".join(lines))
+    return StreamCorpus([file], tmp_path / "frames")
+
+
+@pytest.fixture
+def told(pam: PAM, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What each prompt said of before, as it is asked; the model's Nth answer is `answer N`."""
+    before: list[str] = []
     inner = pam.answer
 
     def listen(video: bool, embed: torch.Tensor, tokens: torch.Tensor, users: Any) -> list[str]:
-        asked.extend(users)
         inner(video, embed, tokens, users)
-        return [f"answer {len(asked)}" for _ in users]
+        first = len(before) + 1
+        before.extend(user.rsplit(": ", 1)[1] for user in users)
+        return [f"answer {first + at}" for at in range(len(users))]
 
     monkeypatch.setattr(pam, "answer", listen)
-    predict(pam, corpus, EvalConfig(history="own"))
-    assert [user.rsplit(": ", 1)[1] for user in asked] == ["None", "answer 1", "answer 2"]
-    asked.clear()
-    predict(pam, corpus, EvalConfig(batch=1))
-    assert [user.rsplit(": ", 1)[1] for user in asked] == ["None", "Event 0.", "Event 1."]
+    return before
+
+
+def test_a_stream_is_told_the_reference_or_its_own_last_answer(
+    pam: PAM, streams: StreamCorpus, told: list[str]
+) -> None:
+    predict(pam, streams, EvalConfig(history="own"))
+    assert told == ["None", "None", "answer 1", "answer 2", "answer 3", "answer 4"]
+    told.clear()
+    predict(pam, streams, EvalConfig(batch=1))
+    assert told == ["None", "Event 0.", "Event 1."] * 2
+
+
+@pytest.mark.parametrize(("limit", "rows"), [(2, [0, 1]), (3, [0, 1, 2]), (4, [0, 1, 2, 3])])
+def test_a_limit_leaves_no_event_without_its_own_history(
+    pam: PAM, streams: StreamCorpus, told: list[str], limit: int, rows: list[int]
+) -> None:
+    answers = predict(pam, streams, EvalConfig(history="own", limit=limit, batch=1))
+    assert [answer.row for answer in answers] == rows
+    assert told.count("None") == len({answer.target for answer in answers})
+    spread = predict(pam, streams, EvalConfig(limit=2))
+    assert [answer.row for answer in spread] == [0, 3], "a reference's history needs no event before"
 
 
 def test_validation_writes_answers_and_pages_and_scores_them_again(
