@@ -23,11 +23,11 @@ from stages.media.video import Video, open_video
 
 
 class CaptionConfig(Record):
-    """What is asked. `task` is of images; `streaming` captions a video clip after clip, else it is one clip."""
+    """What is asked. `task` is of images; with `streaming` a video is captioned clip after clip, else as one clip."""
 
     task: Task = "brief"
     language: Language = "en"
-    streaming: bool = False
+    streaming: StreamConfig | None = None
     max_tokens: int = Field(default=512, ge=1)
 
 
@@ -85,8 +85,8 @@ def caption_video(pam: PAM, media: Path, prompt: Prompt, config: CaptionConfig, 
     video = open_video(f"{media}/" if media.is_dir() else str(media))
     try:
         _check(prompt, (video.height, video.width), media)
-        whole = {} if config.streaming else {"sample_frames": None, "clip_frames": len(video)}
-        settings = StreamConfig.model_validate({"language": config.language} | whole)
+        whole = StreamConfig(sample_frames=None, clip_frames=len(video))
+        settings = (config.streaming or whole).model_copy(update={"language": config.language})
         segments = list(stream_segments(pam, video, prompt, settings))
         path = to or media.with_suffix(".pam.mp4")
         _write(path, video, segments)

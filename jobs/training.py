@@ -102,6 +102,15 @@ def caption(
     task: Annotated[str, typer.Option(help="Of an image: label, explain, brief or detailed.")] = "brief",
     language: Annotated[str, typer.Option(help="en or zh")] = "en",
     stream: Annotated[bool, typer.Option("--stream", help="Caption a video clip after clip.")] = False,
+    sample_frames: Annotated[
+        int | None, typer.Option(help="Of a stream: so many of the video's frames are used, 0 for all (96).")
+    ] = None,
+    history_depth: Annotated[
+        int | None, typer.Option(help="Of a stream: so many captions before go into the next prompt (1).")
+    ] = None,
+    carry: Annotated[
+        str | None, typer.Option(help="Of a stream: what marks the target in the next clip, mask or box (mask).")
+    ] = None,
     to: Annotated[Path | None, typer.Option("--out", help="Where to write the overlay (PNG or MP4).")] = None,
     sam: Annotated[str | None, typer.Option(help="The SAM 2 checkpoint; `nano` for the small one.")] = None,
     max_tokens: Annotated[int, typer.Option(help="The longest answer.")] = 512,
@@ -110,9 +119,16 @@ def caption(
 ) -> None:
     """Describe one target of an image or video with a trained PAM: its mask drawn, and words."""
     from jobs.captioning import CaptionConfig, caption_image, caption_video, load_pam, prompt_of
-    from pipeline.settings import parse
+    from pipeline.settings import ConfigError, parse
 
-    asked = {"task": task, "language": language, "streaming": stream, "max_tokens": max_tokens}
+    given = {"sample_frames": sample_frames, "history_depth": history_depth, "carry": carry}
+    of_stream: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if of_stream and not stream:
+        raise ConfigError(f"{', '.join(of_stream)}: only a stream has these; say --stream")
+    if sample_frames == 0:
+        of_stream["sample_frames"] = None
+    streaming = of_stream if stream else None
+    asked = {"task": task, "language": language, "streaming": streaming, "max_tokens": max_tokens}
     config, prompt = parse(asked, CaptionConfig, "caption"), prompt_of(box, point, mask)
     with only_json(json):
         run = caption_image if media.suffix.lower() in _IMAGES else caption_video

@@ -81,6 +81,10 @@ def test_a_clip_is_captioned_as_a_stream_into_frames_of_one_size(
     assert {"text", "lost"} <= set(captions[0])
     with av.open(str(out)) as container:
         assert sum(1 for _ in container.decode(video=0)) == 16
+    result = run("caption", *where, "--stream", "--sample-frames", 4, "--history-depth", 0, "--carry", "box")
+    assert result.exit_code == 0, result.output
+    with av.open(str(out)) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 4
 
 
 def test_captions_of_any_length_leave_a_clips_frames_alike(tmp_path: Path) -> None:
@@ -104,6 +108,8 @@ def test_captions_of_any_length_leave_a_clips_frames_alike(tmp_path: Path) -> No
         (["--box", "1,2,3"], "3 numbers, 4 are needed"),
         ([], "exactly one of box, points and mask"),
         (["--box", "1,2,30,40", "--task", "poem"], "task"),
+        (["--box", "1,2,30,40", "--carry", "box"], "only a stream has these"),
+        (["--box", "1,2,30,40", "--stream", "--carry", "bag"], "carry"),
     ],
 )
 def test_a_bad_prompt_is_one_line(run: Run, folder: Path, shared_data: Path, arguments: list[str], said: str) -> None:
