@@ -21,13 +21,13 @@ from model.inference import PAM
 from model.jsonl import JsonlCorpus
 from model.judges import JudgeConfig, Judged, JudgeError, run_judges
 from model.pam_stream import StreamCorpus, read_stream_answers
-from model.predict import EvalConfig, predict
+from model.predict import EvalConfig, answering, predict
 from schemas.base import Record
 from schemas.caption import Language, Task
 
 __all__ = [
-    "Answer", "EvalConfig", "References", "Report", "Scoring", "TaskScores", "evaluate", "predict", "read_answers",
-    "score", "validate", "write_answers", "write_report",
+    "Answer", "EvalConfig", "References", "Report", "Scoring", "TaskScores", "answering", "evaluate", "predict",
+    "read_answers", "score", "validate", "write_answers", "write_report",
 ]  # fmt: skip
 
 Format = Literal["shards", "annotations", "pam_jsonl", "pam_stream"]
@@ -103,7 +103,7 @@ class Scoring(Record):
 
 
 def score(answers: Sequence[Answer], name: str = "pam", similarity: bool = True, published: bool = False) -> Report:
-    """Scores answers by task and language, and over all of them (captions weighted equally); asks no judge.
+    """Scores answers by task and language, and over all of them as one set of captions; asks no judge.
 
     Answers without a reference are left to the judges.
     """
@@ -112,31 +112,41 @@ def score(answers: Sequence[Answer], name: str = "pam", similarity: bool = True,
         if answer.references:
             groups.setdefault((answer.task, answer.language), []).append(answer)
     tables, notices = [], []
-    total: dict[str, list[float | None]] = {}
+    means: dict[str, list[float | None]] = {}
     by = metrics.semantic_similarity if similarity else None
     for (task, language), some in sorted(groups.items()):
         predicted, wanted = [a.predicted for a in some], [a.references for a in some]
         found = metrics.score_task(task, language, predicted, wanted, by, published)
         values = dict(found.values) | _mask_means(some)
-        for key, each in [*found.each.items(), *((key, [getattr(a, key) for a in some]) for key in _MASKS)]:
-            total.setdefault(key, []).extend(each)
+        for key, each in found.each.items():
+            means.setdefault(key, []).extend(each)
         tables.append(TaskScores(task=task, language=language, count=len(some), scores=values))
         notices += [notice for notice in found.notices if notice not in notices]
     if not similarity:
         notices.append("semantic similarity was not computed")
     if published:
         notices.append("published behaviour: the caption scorers got raw texts, without a tokenizer")
-    overall = {key: value for key, values in total.items() if (value := metrics.mean(values)) is not None}
     known = [answer for some in groups.values() for answer in some]
     ranked = sorted(known, key=lambda a: max(metrics.semantic_iou(a.predicted, text) for text in a.references))
     return Report(
         name=name,
         tasks=tables,
-        overall=_with_j_and_f(overall),
+        overall=tables[0].scores if len(tables) == 1 else _overall(known, means, published),
         notices=notices,
         best=ranked[::-1][:_EXAMPLES],
         worst=ranked[:_EXAMPLES],
     )
+
+
+def _overall(answers: Sequence[Answer], each: dict[str, list[float | None]], published: bool) -> dict[str, float]:
+    """Means over the captions, and the scores of a set computed anew over all: they are no means of the tasks'."""
+    if not answers:
+        return {}
+    predicted, wanted = [a.predicted for a in answers], [a.references for a in answers]
+    found = metrics.caption_scores(predicted, wanted, [a.language for a in answers], published)
+    means = {key: metrics.mean(values) for key, values in each.items() if key not in metrics.CORPUS_SCORES}
+    there = {key: value for key, value in means.items() if value is not None}
+    return there | found.values | _mask_means(answers)
 
 
 def _mask_means(answers: Sequence[Answer]) -> dict[str, float]:

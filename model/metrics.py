@@ -5,7 +5,8 @@
   LVIS/PACO evaluation). Of several references the best counts.
 - BLEU@4, METEOR, ROUGE-L, CIDEr: pycocoevalcap on text from its PTB tokenizer. That tokenizer and METEOR are Java
   programs; where there is no Java the others run on a plain tokenizer (lower case, runs of letters and digits, each
-  Chinese character a word of its own) and METEOR is left out. Chinese goes through the plain tokenizer always.
+  Chinese character a word of its own) and METEOR is left out. Captions asked in Chinese go through the
+  plain tokenizer always; the language asked for decides, not what stands in a text.
 - Word scores: the share of captions whose set of words of one lexicon (colours, places, motions) is that of the
   first reference, among references that have any. Label accuracy: equality with a reference after the same cleaning.
 - Masks: IoU; DAVIS's J and F (`stages.masks`), whose mean is J&F.
@@ -26,6 +27,11 @@ from schemas.caption import Language
 
 _SPACES = str.maketrans(dict.fromkeys("_:,.()", " "))
 _NOTHING = "nothing"
+_ON_PLAIN = "BLEU, ROUGE-L and CIDEr are on a plain tokenizer, not on PTB's; METEOR needs Java and PTB"
+CORPUS_SCORES = ("bleu4", "meteor", "rouge_l", "cider")
+"""Scores of a whole set of captions: BLEU@4 and METEOR are no means of their captions' values, and CIDEr weighs words
+by how many of the set's references have them."""
+Texts = dict[int, list[str]]
 _PLAIN = re.compile(r"[a-z0-9]+(?:'[a-z]+)?|[\u4e00-\u9fff]")
 
 COLOURS = (
@@ -52,7 +58,7 @@ LEXICONS: dict[str, dict[Language, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Scores:
-    """Means over all captions, the values behind them one a caption, and notices of what was measured otherwise."""
+    """Scores over all captions, the values behind them one a caption, and notices of what was measured otherwise."""
 
     values: dict[str, float]
     each: dict[str, list[float]]
@@ -100,41 +106,58 @@ def plain_tokens(text: str) -> str:
     return " ".join(_PLAIN.findall(text.lower()))
 
 
-def caption_scores(predicted: Sequence[str], wanted: Sequence[Sequence[str]], raw: bool = False) -> Scores:
-    """BLEU@4, METEOR, ROUGE-L and CIDEr of English captions with one or more references each.
+def caption_scores(
+    predicted: Sequence[str],
+    wanted: Sequence[Sequence[str]],
+    languages: Sequence[Language] | None = None,
+    raw: bool = False,
+) -> Scores:
+    """BLEU@4, METEOR, ROUGE-L and CIDEr (`CORPUS_SCORES`) of captions with one or more references each.
 
+    `languages` says of each caption which tokenizer it gets (None: all are English); METEOR is of English alone.
     `raw` gives the texts to the scorers as they are, without a tokenizer, as PAM's published script does. CIDEr's
     value for the corpus is of these references: it compares runs on one set, not sets with each other.
     """
-    notices: list[str] = []
-    # the Java programs lose count at an empty line
-    results = {at: [text.strip() or _NOTHING] for at, text in enumerate(predicted)}
-    references = {at: list(texts) for at, texts in enumerate(wanted)}
+    spoken: list[Language] = list(languages) if languages is not None else ["en"] * len(predicted)
+    notices = _notices(set(spoken), raw)
+    pairs = zip(predicted, wanted, strict=True)
+    texts = {at: [_line(text) for text in (said, *others)] for at, (said, others) in enumerate(pairs)}
     if not raw:
-        results, references = _tokenized(results, references, notices)
-    scores = _coco(results, references, notices)
+        texts = _tokenized(texts, spoken)
+    results = {at: some[:1] for at, some in texts.items()}
+    references = {at: some[1:] for at, some in texts.items()}
+    scores = _coco(results, references, meteor=has_java() and set(spoken) == {"en"})
     each = {name: [float(v) for v in values] for name, (_, values) in scores.items()}
     return Scores({name: float(value) for name, (value, _) in scores.items()}, each, notices)
 
 
-def _tokenized(results: Any, references: Any, notices: list[str]) -> tuple[Any, Any]:
-    texts = [t for group in (*results.values(), *references.values()) for t in group]
-    chinese = any(re.search(r"[\u4e00-\u9fff]", text) for text in texts)
-    if has_java() and not chinese:
+def _line(text: str) -> str:
+    """A text in one line that is not empty: else the Java programs lose count."""
+    return " ".join(text.split()) or _NOTHING
+
+
+def _notices(languages: set[Language], raw: bool) -> list[str]:
+    found = []
+    if not has_java():
+        found.append("no Java here: METEOR was left out" if raw else f"no Java here: {_ON_PLAIN}")
+    elif "zh" in languages:
+        found.append("Chinese captions: METEOR was left out" if raw else f"Chinese captions: {_ON_PLAIN}")
+    return found
+
+
+def _tokenized(texts: Texts, languages: Sequence[Language]) -> Texts:
+    """English through PTB's tokenizer where there is Java, all else through the plain one."""
+    by_ptb = {at: some for at, some in texts.items() if languages[at] == "en"} if has_java() else {}
+    tokens = {at: [plain_tokens(text) for text in some] for at, some in texts.items() if at not in by_ptb}
+    if by_ptb:
         from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-        both = []
-        for group in (results, references):
-            captions = {key: [{"caption": text.replace("\n", " ")} for text in texts] for key, texts in group.items()}
-            both.append(PTBTokenizer().tokenize(captions))
-        return both[0], both[1]
-    why = "Chinese text" if chinese else "no Java here"
-    notices.append(f"{why}: BLEU, ROUGE-L and CIDEr are on a plain tokenizer, not on PTB's; METEOR needs Java and PTB")
-    plain = [{key: [plain_tokens(t) for t in texts] for key, texts in group.items()} for group in (results, references)]
-    return plain[0], plain[1]
+        captions = {at: [{"caption": text} for text in some] for at, some in by_ptb.items()}
+        tokens |= PTBTokenizer().tokenize(captions)
+    return {at: [text or _NOTHING for text in tokens[at]] for at in texts}
 
 
-def _coco(results: Any, references: Any, notices: list[str]) -> dict[str, tuple[float, Any]]:
+def _coco(results: Texts, references: Texts, meteor: bool) -> dict[str, tuple[float, Any]]:
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
@@ -143,15 +166,15 @@ def _coco(results: Any, references: Any, notices: list[str]) -> dict[str, tuple[
     scores = {"bleu4": (means[3], values[3])}
     scores["rouge_l"] = Rouge().compute_score(references, results)
     scores["cider"] = Cider().compute_score(references, results)
-    if has_java() and not any("plain tokenizer" in notice for notice in notices):
+    if meteor:
         from pycocoevalcap.meteor.meteor import Meteor
 
-        meteor = Meteor()
-        scores["meteor"] = meteor.compute_score(references, results)
-        with meteor.lock:
-            meteor.meteor_p.stdin.close()
-            meteor.meteor_p.kill()
-            meteor.meteor_p.wait()
+        program = Meteor()
+        scores["meteor"] = program.compute_score(references, results)
+        with program.lock:
+            program.meteor_p.stdin.close()
+            program.meteor_p.kill()
+            program.meteor_p.wait()
     return scores
 
 
@@ -195,7 +218,7 @@ def score_task(
 
     `similarity` None leaves MiniLM out (it reads English); `raw` as in `caption_scores`.
     """
-    out = caption_scores(predicted, wanted, raw)
+    out = caption_scores(predicted, wanted, [language] * len(predicted), raw)
     each: dict[str, list[Any]] = dict(out.each)
     pairs = list(zip(predicted, wanted, strict=True))
     each["semantic_iou"] = [max(semantic_iou(text, other) for other in others) for text, others in pairs]

@@ -48,9 +48,51 @@ def test_perfect_captions_score_perfectly_with_and_without_java(java: bool, monk
     assert len(good.each["cider"]) == 2
 
 
-def _answer(row: int, task: str, wanted: str, predicted: str) -> Answer:
-    facts = {"media": "m", "language": "en", "source": "s", "label": "star"}
+@pytest.mark.skipif(not metrics.has_java(), reason="no Java on this machine")
+def test_an_odd_answer_changes_neither_the_tokenizer_nor_the_scores_of_the_others() -> None:
+    texts = ["A small red star.", "...", "A large blue\u2028ring\x85in the\rcentre.", "A green square."]
+    found = metrics.caption_scores(
+        ["A small red 星 star.", *texts[1:]], [[t] for t in ["A small red star.", "A dog.", *texts[2:]]]
+    )
+    assert found.notices == []
+    assert found.each["meteor"][1:] == pytest.approx([0.0, 1.0, 1.0])
+    assert found.each["rouge_l"][1:] == pytest.approx([0.0, 1.0, 1.0])
+    assert found.each["meteor"][0] > 0.4
+
+
+def test_captions_asked_in_chinese_are_scored_without_ptb_and_meteor() -> None:
+    found = metrics.caption_scores(["A small star."], [["A small red star."]], ["zh"])
+    assert set(found.values) == {"bleu4", "rouge_l", "cider"}
+    assert "plain tokenizer" in found.notices[0]
+
+
+def _answer(row: int, task: str, wanted: str, predicted: str, language: str = "en") -> Answer:
+    facts = {"media": "m", "language": language, "source": "s", "label": "star"}
     return Answer(row=row, task=task, wanted=wanted, predicted=predicted, **facts)
+
+
+def test_the_whole_is_scored_as_one_set_of_captions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "has_java", lambda: False)
+    said = [
+        ("label", "star", "star"),
+        ("label", "ring", "star"),
+        ("brief", "A red star in the upper left corner.", "A red star in the lower left corner."),
+        ("brief", "A large blue ring in the centre.", "A blue ring in the centre of it all."),
+    ]
+    answers = [_answer(at, *texts) for at, texts in enumerate(said)]
+    one = score(answers[2:], similarity=False)
+    assert one.overall == one.tasks[0].scores
+    both = score(answers, similarity=False)
+    whole = metrics.caption_scores([a.predicted for a in answers], [a.references for a in answers])
+    assert {name: both.overall[name] for name in whole.values} == whole.values
+    # BLEU@4 of a set pools its n-grams: no mean over captions gives it
+    assert both.overall["bleu4"] != pytest.approx(metrics.mean(whole.each["bleu4"]), abs=1e-3)
+    assert both.overall["semantic_iou"] == pytest.approx(
+        (2 * both.tasks[0].scores["semantic_iou"] + 2 * both.tasks[1].scores["semantic_iou"]) / 4
+    )
+    mixed = score([*answers, _answer(4, "brief", "一个红色的星形", "一个红色的圆形", "zh")], similarity=False)
+    assert 0 < mixed.overall["bleu4"] < 1
+    assert score([]).overall == {}
 
 
 def test_a_report_has_each_task_the_whole_and_examples(monkeypatch: pytest.MonkeyPatch) -> None:
