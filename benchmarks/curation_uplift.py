@@ -18,13 +18,10 @@ from pathlib import Path
 import torch
 
 from jobs import demo
-from model import checkpoint
 from model.corpus import ShardCorpus
 from model.demo import demo_config
-from model.evaluate import EvalConfig, Report, predict, score
+from model.evaluate import EvalConfig, Report, answering, predict, score
 from model.features import FeatureCache
-from model.generate import GenerationConfig
-from model.inference import PAM
 from model.practice import PracticeConfig, write_practice
 from model.train import train
 from model.vision import load_sam
@@ -60,10 +57,8 @@ def learn(shards: list[str], held: ShardCorpus, out: Path, name: str, steps: int
     sam = load_sam("nano-words")
     config = demo_config(out / name, shards, 1.0).model_copy(update={"max_seconds": None, "max_steps": steps})
     result = train(config, sam, FeatureCache())
-    pam, tokenizer = checkpoint.load(result.checkpoint)
-    answering = PAM(pam, sam, tokenizer, GenerationConfig(max_new_tokens=60))
     asked = EvalConfig(tasks=["label", "brief"], batch=40)
-    return score(predict(answering, held, asked), name, similarity=False)
+    return score(predict(answering(result.checkpoint, sam, 60), held, asked), name, similarity=False)
 
 
 def main() -> None:

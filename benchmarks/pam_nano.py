@@ -21,12 +21,10 @@ from typing import get_args
 import torch
 import yaml
 
-from model import checkpoint, metrics
+from model import metrics
 from model.answers import Answer
 from model.corpus import ShardCorpus
-from model.evaluate import EvalConfig, predict, read_answers, score, write_answers, write_report
-from model.generate import GenerationConfig
-from model.inference import PAM
+from model.evaluate import EvalConfig, answering, predict, read_answers, score, write_answers, write_report
 from model.practice import PracticeConfig, write_practice
 from model.train import train
 from model.train_config import TrainConfig
@@ -80,13 +78,12 @@ def learn_and_answer(args: argparse.Namespace, data: Path) -> list[Answer]:
     sam = eye(config, device, args.random_sam)
     result = train(config, sam)
     print(result)
-    pam, tokenizer = checkpoint.load(result.checkpoint, device)
-    answering = PAM(pam, sam, tokenizer, GenerationConfig(max_new_tokens=110))
+    pam = answering(result.checkpoint, sam, 110, device)
     began = time.monotonic()
     held = ShardCorpus([str(data / "held")], clip_frames=config.data.clip_frames)
     learned = [task for task in get_args(Task) if config.data.mixture.tasks.get(task, 1.0) > 0]
     asked = EvalConfig(tasks=learned, limit=args.limit, batch=200 if device == "cuda" else 16)
-    answers = predict(answering, held, asked)
+    answers = predict(pam, held, asked)
     print(f"{len(answers)} answers in {time.monotonic() - began:.0f} s")
     return answers
 
