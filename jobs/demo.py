@@ -189,6 +189,7 @@ def train_nano(config: EngineConfig, pack_id: str, seconds: float) -> dict[str, 
     names = sorted(set(done.learned.overall) | set(done.control.overall))
     return {
         "steps": done.training.steps,
+        "seconds": round(done.seconds, 1),
         "checkpoint": str(done.training.checkpoint),
         "scores": [
             {"score": name, "learned": done.learned.value(name), "shuffled captions": done.control.value(name)}
@@ -221,5 +222,6 @@ def show(config: EngineConfig, now: Corpus, figures: dict[str, Any]) -> None:
     if figures["pam"]:
         title = f"nano PAM on held-out media, {figures['pam']['steps']} steps"
         out.print(frame_table(pl.DataFrame(figures["pam"]["scores"]), title))
+        out.print(f"nano PAM, its control and their validation: {figures['pam']['seconds']:.0f} s")
     out.print(f"report: {figures['report']}")
     out.print(f"{figures['seconds']:.0f} s; the same commands work on your data: perceive build {figures['config']}")
