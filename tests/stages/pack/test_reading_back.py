@@ -132,7 +132,8 @@ def test_training_reads_a_split_pack_as_a_joined_one(split_pack, corpus, write, 
     whole = packed(corpus, write, tmp_path / "joined", "joined")
     for split in ("train", "validation"):
         mine, other = (ShardCorpus([str(folder / split)]) for folder in (split_pack, whole))
-        assert mine.index.equals(other.index)
+        # media without captions have a record of their own in a split pack alone: numbers of samples differ
+        assert mine.index.drop("sample").equals(other.index.drop("sample"))
         for row in range(0, len(mine.index), 4):
             (pixels,), (wanted,) = mine.load(row).read([0]), other.load(row).read([0])
             assert np.array_equal(pixels, wanted)
