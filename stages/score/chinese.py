@@ -48,7 +48,10 @@ def _colour() -> str:
     sure = tuple(word for word in _bits() if word not in grammar.unsure)
     unsure = "|".join(grammar.unsure)
     signs = "".join(word[0] for word in sure)
-    return rf"(?:(?:{_any_of(sure)})色?|(?:{unsure})(?=[色的两三相，。、；{signs}])色?|(?:{unsure}){{2}}(?=[色相])色?)"
+    return (
+        rf"(?:(?:{_any_of(sure)})色?|(?:{unsure})(?=[色的漆釉两三相，。、；{signs}])色?|(?:{unsure}){{2}}(?=[色相])色?"
+        rf"|(?<=[全纯身])(?:{unsure})(?=$|毛[，。；]))"
+    )
 
 
 @cache
@@ -63,7 +66,11 @@ def _before() -> re.Pattern[str]:
     doubled = r"[^，。、；的]?([^，。、；的])\2的"
     adjectives = rf"(?:{_any_of(grammar.adjectives)}|(?:{_any_of(grammar.wholes)})的|{doubled}|的|、|，|相间)*"
     other = rf"(?!(?:{_any_of(grammar.parts)}))[^，。、；的\s]{{0,3}}"
-    return re.compile(rf"({_stretch()}){adjectives}(?:{other})?$")
+    filled = (
+        rf"(?:(?:{_any_of(grammar.fills)})(?:而成)?的|(?:{_any_of(grammar.covers)})了?着?(?:整个|整片|这个|该|全部)*)?"
+    )
+    beside = rf"的?(?:、|，|且|而|并且|又|同时)(?:(?!{_stretch()})[^。；的在]){{1,10}}的"
+    return re.compile(rf"(?P<before>{_stretch()})(?:{filled}{adjectives}|{beside})(?:{other})?$")
 
 
 @cache
@@ -71,11 +78,26 @@ def _after() -> re.Pattern[str]:
     grammar = chinese()
     wholes = rf"(?:的?(?:{_any_of(grammar.wholes)}))*"
     turned = rf"(?:都|均|也|则|主要|大部分|几乎|完全|整个)*被?(?:{_any_of(grammar.turns)})(?:了|一种|着|以)*"
-    linked = rf"{wholes}{turned}({_stretch()})"
-    bare = rf"(?:的?(?:{_any_of(grammar.wholes)})|，)({_stretch()})的?(?=[，。；]|$)"
-    owned = rf"(?:{_any_of(grammar.owns)})(?:一层|一种|一个)?({_stretch()})的?(?:{_any_of(grammar.wholes)})"
-    stands = rf"的({_stretch()})(?:{_any_of(grammar.generic)})"
+    linked = rf"{wholes}{turned}(?P<linked>{_stretch()})"
+    bare = rf"(?:的?(?:{_any_of(grammar.wholes)})|，)(?P<bare>{_stretch()})的?(?=[，。；]|$)"
+    owned = rf"(?:{_any_of(grammar.owns)})(?:一层|一种|一个)?(?P<owned>{_stretch()})的?(?:{_any_of(grammar.wholes)})"
+    stands = rf"的(?P<stands>{_stretch()})(?:{_any_of(grammar.generic)})"
     return re.compile(rf"^(?:{linked}|{bare}|{owned}|{stands})")
+
+
+@cache
+def _loose() -> re.Pattern[str]:
+    """A colour behind words that are no thing, which ends its clause or stands before what fills or is a whole."""
+    grammar = chinese()
+    words = {*grammar.light, *grammar.wholes, *grammar.adjectives, *grammar.turns} - {"又", "的"}
+    known = _any_of(tuple(words))
+    small = rf"(?:{known}|的(?={known}|{_stretch()})|，(?=是|为|呈|整体|通体|属于|看))"
+    unknown = rf"(?:(?!{_any_of((*grammar.set_off, *grammar.parts))})[^，。；的])"
+    way = rf"(?:(?=[全纯])|{small}{{1,10}}?(?:{unknown}{{1,4}}?{small}{{0,8}}?)?)"
+    whole = _any_of((*grammar.fills, *grammar.wholes))
+    ends = rf"(?:的?(?:{whole})|得|([^，。；的])\2的?(?=[，。；]|$)|的?(?=[，。；]|$))"
+    vivid = rf"的?(?P<vivid>{_stretch()})(?:得|([^，。；的])\4)"
+    return re.compile(rf"^(?:{way}(?P<loose>{_stretch()}){ends}|{vivid})")
 
 
 def plain(text: str) -> str:
@@ -104,8 +126,11 @@ def colours_of(text: str, target: Names) -> int:
     wholes = _any_of(grammar.wholes)
     after = [end, text.rfind(text[start:end]) + end - start]
     after += [match.end() for match in re.finditer(rf"(?:^|[，。；])(?:它|其)|[，。；](?={wholes})", text)]
-    for place in after:
-        found |= _said(_after().search(shown[place : place + 30]), person)
+    behind = [shown[place : place + 30] for place in after]
+    for rest in behind:
+        found |= _said(_after().search(rest), person)
+    for rest in behind if not (found or person) else ():
+        found |= _said(_loose().search(rest), person)
     return found
 
 
@@ -113,14 +138,14 @@ def _generic(text: str) -> tuple[int, int] | None:
     """The thing that a text speaks of first where it does not name its target."""
     if any(name in text for name in all_classes("zh").all if name not in ("他", "她")):
         return None
-    found = re.search(_any_of(chinese().generic), text)
+    found = re.search(rf"^[它其]|{_any_of(chinese().generic)}", text)
     return found.span() if found else None
 
 
 def _said(match: re.Match[str] | None, person: bool) -> int:
     if match is None:
         return 0
-    told = next(group for group in match.groups() if group)
+    told = next(group for group in match.groupdict().values() if group)
     bits = 0
     for word, bit in _bits().items():
         if word in told and not (person and word[0] in chinese().hair_and_skin):

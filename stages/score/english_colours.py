@@ -15,6 +15,7 @@ from stages.score.english import (
     subject,
     third_person,
 )
+from stages.score.english_turns import loosely
 from stages.score.names import Names, all_classes, is_person
 from stages.score.words.tables import english
 
@@ -33,14 +34,16 @@ def colours_of(words: Words, target: Names) -> int:
     if phrase and phrase.end > phrase.start and _stands_for(words, phrase, first, target):
         spans.append(Mention(phrase.end - 1, phrase.end, False))
     if not spans:
-        return 0
+        known = any(word in all_classes("en").starts for word in words.low if word not in ("it", "its"))
+        return loosely(words, []) if words.low[:1] in (["it"], ["its"]) and not known and not person else 0
     found = 0
     for span in spans:
         found |= _before(words, span, person)
         found |= _after(words, span.end, person)
     if again := list(mentions(words, target))[1:]:
         found |= _after(words, again[-1].end, person)
-    return found | _of_pronouns(words, spans[0], person) | _ahead(words)
+    found |= _of_pronouns(words, spans[0], person) | _ahead(words)
+    return found if found or person else loosely(words, spans)
 
 
 def _stands_for(words: Words, phrase: Phrase, first: Mention | None, target: Names) -> bool:

@@ -66,7 +66,7 @@ class ColourCheck(Rule):
 
     name = "colour_check"
     number = 16
-    version = 2
+    version = 3
     needs: ClassVar[tuple[Need, ...]] = ("text", "mask", "pixels")
     columns = ("colour_support",)
 

@@ -118,6 +118,7 @@ class Siblings(Rule):
 
     name = "siblings"
     number = 10
+    version = 2
     columns = ("colour_conflict_share", "count_conflict_share", "name_conflict_share")
 
     def settings(self) -> dict[str, Any]:
