@@ -13,6 +13,15 @@ LONGEST_PHRASE = 12
 WORDS_FROM = 3
 DOUBLED = re.compile(r"\b([^\W\d_]+)\s+\1\b(?!')", re.IGNORECASE)
 DISTINCT_FROM = 40
+SHORT_TEXT, SAME_FROM = 60, 5
+PART_END, PART_WORD = re.compile(r"[.!?;:,—]"), re.compile(r"[^\W_]+")
+SMALL = frozenset(
+    (
+        "a", "an", "the", "is", "are", "was", "were", "be", "been", "it", "its", "this", "that", "these", "which",
+        "who", "he", "she", "they", "has", "have", "also", "and", "again", "very", "quite", "really", "so", "indeed",
+        "just", "here", "there", "of", "with", "as",
+    )
+)  # fmt: skip
 SLICE = 50_000
 
 Ints = npt.NDArray[np.int64]
@@ -43,13 +52,14 @@ def _slice(texts: pl.Series, token: str, gram: int, weightless: Words) -> pl.Dat
     most, _ = _grams(words, rows, len(texts), gram)
     total = np.maximum(counts - 1, 1)
     heavy, different = _content(words, rows, len(texts), weightless)
+    reworded = _reworded(texts, counts, heavy - different) if len(weightless) else np.zeros(len(texts), np.int64)
     scores = pl.DataFrame(
         {
             "repeated_4gram": most,
             "repeated_phrase": phrase,
             "repeated_words": added,
             "distinct_2": distinct / total,
-            "duplicate_sentences": _duplicate_sentences(texts),
+            "duplicate_sentences": np.maximum(_duplicate_sentences(texts).to_numpy(), reworded),
             "doubled_words": _doubled(texts, words, rows) if len(weightless) else np.zeros(len(texts), np.int64),
             "distinct_words": different / np.maximum(heavy, 1),
             "_words": counts,
@@ -126,6 +136,28 @@ def _immediate(words: Words, rows: Ints, num_rows: int) -> tuple[Ints, Ints]:
         np.maximum.at(phrase, owner, times + 1)
         np.maximum.at(added, owner, times * period)
     return phrase, added
+
+
+def _reworded(texts: pl.Series, counts: Ints, repeated: Ints) -> Ints:
+    """For each short text how many sentences and clauses say the same as one before, with other small words.
+
+    The same is the same weighty words in the same order, or a fifth more of them. Directions and colours are weighty: a
+    man in blue who pushes a man in white is not a man in white who pushes a man in blue. Few short texts repeat as many
+    words at all; only these are read.
+    """
+    found = np.zeros(len(texts), np.int64)
+    for row in np.flatnonzero((counts <= SHORT_TEXT) & (repeated >= SAME_FROM // 2)).tolist():
+        parts = [PART_WORD.findall(part) for part in PART_END.split(texts[row].lower())]
+        said = [weighty for part in parts if len(weighty := [word for word in part if word not in SMALL]) >= SAME_FROM]
+        found[row] = sum(any(_says(first, later) for first in said[:place]) for place, later in enumerate(said))
+    return found
+
+
+def _says(first: list[str], second: list[str]) -> bool:
+    """Whether one of two runs of words is the other, or lies in it in order with at most a fifth left out."""
+    short, long = sorted((first, second), key=len)
+    rest = iter(long)
+    return 5 * len(short) >= 4 * len(long) and all(word in rest for word in short)
 
 
 def _duplicate_sentences(texts: pl.Series) -> pl.Series:

@@ -232,25 +232,28 @@ class Repetition(Rule):
     `repeated_4gram` is how often the most frequent run of four words occurs (Chinese: eight characters);
     `repeated_phrase` how often a phrase follows itself at once, and `repeated_words` how many words such repeats add;
     `distinct_2` the share of different word pairs, null under 40 words; `duplicate_sentences` counts sentences said
-    before in the same text. `doubled_words` (en) counts words written twice with no more than a blank between them;
-    `distinct_words` (en) is the share of different words among those that are no function words, null for under four.
-    Phrases that are meant to repeat (step by step, up and down) count once.
+    before in the same text, and in short English texts long clauses said before in nearly the same words.
+    `doubled_words` (en) counts words written twice with no more than a blank between them; `distinct_words` (en) is the
+    share of different words among those that are no function words, null for under four. Phrases that are meant to
+    repeat (step by step, up and down, lists of motions) count once; "very" four times over does not.
     Source: FILTERS rule 6; distinct-n is Li et al., arXiv 1510.03055.
     """
 
     name = "repetition"
     number = 6
-    version = 2
+    version = 3
     columns = (
         "repeated_4gram", "repeated_phrase", "repeated_words", "distinct_2", "duplicate_sentences", "doubled_words",
         "distinct_words",
     )  # fmt: skip
 
     def settings(self) -> dict[str, Any]:
-        return settings_of("idioms", "light_words")
+        return settings_of("idioms", "overdone", "light_words")
 
     def scores(self, units: pl.DataFrame, language: Language) -> pl.DataFrame:
-        text = units.select(load_lexicon("idioms").without_exceptions(pl.col("_text"), language)).to_series()
+        said, overdone = pl.col("_text"), _count("overdone", language) > 0
+        spared = pl.when(overdone).then(said).otherwise(load_lexicon("idioms").without_exceptions(said, language))
+        text = units.select(spared.alias("_text")).to_series()
         light = load_lexicon("light_words").patterns.get(language, [])
         return repetition(text, TOKEN[language], gram=4 if language == "en" else 8, light=light)
 

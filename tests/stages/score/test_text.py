@@ -119,6 +119,41 @@ def test_a_word_written_twice(score: Score, text: str, doubled: int) -> None:
     assert one(score, text)["doubled_words"] == doubled
 
 
+@pytest.mark.parametrize(
+    ("text", "language", "repeats"),
+    [
+        ("A very, very, very long rug.", "en", False),
+        ("A rug which is very very very very long.", "en", True),
+        ("A rug which is very, very, very, very long.", "en", True),
+        ("圆形非常非常非常非常亮。", "zh", True),
+        ("It first grows, then moves to the right, then moves to the left, then moves to the right.", "en", False),
+        ("It moves to the left, then moves to the left, then moves to the left, then moves to the left.", "en", True),
+        ("它先是向右上方移动，然后向左上方移动，然后向左下方移动，然后保持静止。", "zh", False),
+        ("圆形向左移动，然后向左移动，然后向左移动，然后向左移动。", "zh", True),
+    ],
+)
+def test_loops_are_told_from_emphasis_and_lists_of_motions(
+    score: Score, text: str, language: str, repeats: bool
+) -> None:
+    row = one(score, text, language=language)
+    limits = {"repeated_4gram": 2, "repeated_phrase": 2, "repeated_words": 2 if language == "en" else 5}
+    assert any(row[name] > limit for name, limit in limits.items()) == repeats
+
+
+@pytest.mark.parametrize(
+    ("text", "again"),
+    [
+        ("A red square sits near the right edge. There is a red square that sits very near the right edge.", 1),
+        ("The large red square sits near the right edge. The red square sits near the right edge.", 1),
+        ("The man in blue pushes the man in white. The man in white pushes the man in blue.", 0),
+        ("The cat jumps onto the red chair by a window. The cat jumps down from the red chair by a window.", 0),
+        ("It moves down left and leaves the view, comes back, then moves down left and leaves the view.", 0),
+    ],
+)
+def test_a_clause_said_again_in_nearly_the_same_words(score: Score, text: str, again: int) -> None:
+    assert one(score, text)["duplicate_sentences"] == again
+
+
 def test_few_different_words(score: Score) -> None:
     assert one(score, "The dog is a dog that is a dog.")["distinct_words"] == pytest.approx(1 / 3)
     assert one(score, "A brown dog lies on a rug.")["distinct_words"] == 1.0
