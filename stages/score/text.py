@@ -307,6 +307,7 @@ class Safety(Rule):
 
     name = "safety"
     number = 20
+    version = 2
     columns = ("pii_hits", "unsafe_hits", "identity_hits")
 
     def settings(self) -> dict[str, Any]:
