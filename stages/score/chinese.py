@@ -50,7 +50,8 @@ def _colour() -> str:
     signs = "".join(word[0] for word in sure)
     return (
         rf"(?:(?:{_any_of(sure)})色?|(?:{unsure})(?=[色的漆釉两三相，。、；{signs}])色?|(?:{unsure}){{2}}(?=[色相])色?"
-        rf"|(?<=[全纯身])(?:{unsure})(?=$|毛[，。；]))"
+        rf"|(?:{unsure})(?=澄澄|灿灿|闪闪|漆漆|黝黝|花花|茫茫|皑皑|晶晶|亮亮|沉沉|乎乎)|(?<=[全纯身])(?:{unsure})(?=$|毛[，。；])"
+        rf"|(?<=[雪洁乌漆])(?:{unsure})(?=$|[，。；的]))"
     )
 
 
@@ -66,9 +67,8 @@ def _before() -> re.Pattern[str]:
     doubled = r"[^，。、；的]?([^，。、；的])\2的"
     adjectives = rf"(?:{_any_of(grammar.adjectives)}|(?:{_any_of(grammar.wholes)})的|{doubled}|的|、|，|相间)*"
     other = rf"(?!(?:{_any_of(grammar.parts)}))[^，。、；的\s]{{0,3}}"
-    filled = (
-        rf"(?:(?:{_any_of(grammar.fills)})(?:而成)?的|(?:{_any_of(grammar.covers)})了?着?(?:整个|整片|这个|该|全部)*)?"
-    )
+    covering = rf"(?:{_any_of(grammar.covers)})了?着?(?:整个|整片|这个|该|全部)*"
+    filled = rf"(?:(?:{_any_of(grammar.fills)})(?:而成|出来|起来|来)?的|{covering})?"
     beside = rf"的?(?:、|，|且|而|并且|又|同时)(?:(?!{_stretch()})[^。；的在]){{1,10}}的"
     return re.compile(rf"(?P<before>{_stretch()})(?:{filled}{adjectives}|{beside})(?:{other})?$")
 
@@ -93,9 +93,9 @@ def _loose() -> re.Pattern[str]:
     known = _any_of(tuple(words))
     small = rf"(?:{known}|的(?={known}|{_stretch()})|，(?=是|为|呈|整体|通体|属于|看))"
     unknown = rf"(?:(?!{_any_of((*grammar.set_off, *grammar.parts))})[^，。；的])"
-    way = rf"(?:(?=[全纯])|{small}{{1,10}}?(?:{unknown}{{1,4}}?{small}{{0,8}}?)?)"
+    way = rf"(?:(?=[全纯])|{small}{{1,10}}?(?:{unknown}{{1,4}}?{small}{{0,8}}?)?|{unknown}{{1,3}}?{small}{{1,8}}?)"
     whole = _any_of((*grammar.fills, *grammar.wholes))
-    ends = rf"(?:的?(?:{whole})|得|([^，。；的])\2的?(?=[，。；]|$)|的?(?=[，。；]|$))"
+    ends = rf"(?:的?(?:整个|完全|全部|均匀地)?(?:{whole})|得|([^，。；的])\2的?(?=[，。；]|$)|的?(?=[，。；]|$))"
     vivid = rf"的?(?P<vivid>{_stretch()})(?:得|([^，。；的])\4)"
     return re.compile(rf"^(?:{way}(?P<loose>{_stretch()}){ends}|{vivid})")
 

@@ -114,7 +114,7 @@ def _ended(words: Words, start: int, told: str) -> int:
     if i + 1 < len(low) and next_word not in breaks() and low[i + 1] in grammar.surfaces - _PARTLY:
         return found
     best = low[start - 1].endswith("est")
-    plain = best or not told or told in ("is", "in", "of", "as", "with", "by")
+    plain = best or low[start - 1] in grammar.colour_nouns or not told or told in ("is", "in", "of", "as", "with", "by")
     ends = (
         next_word in breaks() | grammar.determiners or low[i - 1] in (",", "and") or (best and third_person(next_word))
     )
@@ -122,9 +122,11 @@ def _ended(words: Words, start: int, told: str) -> int:
 
 
 def _its(words: Words) -> int:
-    """Colours of "its bright blue colour", wherever it stands."""
+    """Colours of "its bright blue colour" and "blue in colour", wherever they stand."""
     low, grammar, found = words.low, english(), 0
     for i, word in enumerate(low):
+        if word == "in" and i and low[i + 1 : i + 2] and low[i + 1] in grammar.colour_nouns:
+            found |= words.tint[i - 1]
         if word == "its":
             k = i + 1
             while k < len(low) and (modifies(words, k) or low[k] in ("and", ",")) and not words.tint[k]:
