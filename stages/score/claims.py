@@ -29,16 +29,19 @@ LEXICONS: Final = {
 """What a text may claim, and the list of its words."""
 
 MOVING: Final = "motion_any"
+MANNER: Final = "motion_manner"
 ASIDES: Final = "motion_asides"
 OTHERS: Final = "motion_others"
 _GAP: Final = "~"
 """Stands where words were taken out: patterns that join words do not reach across it unless they name it."""
+_STILLNESS: Final = "="
+"""Stands where a claim of stillness was: denied, it is one of motion."""
 _AFTER: Final = re.compile(r"([^.!?;]*?)\b(?:after)\b([^.!?;]*)", re.IGNORECASE)
 
 
 def claim_settings() -> dict[str, Any]:
     """What a fingerprint says of the lists that claims are read with."""
-    return settings_of(MOVING, ASIDES, OTHERS, *LEXICONS.values())
+    return settings_of(MOVING, MANNER, ASIDES, OTHERS, *LEXICONS.values())
 
 
 def said_of(texts: pl.Series, language: Language) -> pl.DataFrame:
@@ -50,11 +53,11 @@ def said_of(texts: pl.Series, language: Language) -> pl.DataFrame:
     plain = pl.col("text").str.replace_all("’", "'", literal=True)
     frame = pl.DataFrame({"text": texts}).with_columns(plain)
     frame = frame.with_columns(_bare=_bare(frame["text"], language))
-    rest = frame["_bare"].str.replace_all(_pattern(LEXICONS["still"], language), _GAP)
+    rest = frame["_bare"].str.replace_all(_pattern(LEXICONS["still"], language), _STILLNESS)
     frame = frame.with_columns(_rest=rest, _away=pl.col("text").str.contains(_pattern(LEXICONS["absent"], language)))
     said = []
     for name, lexicon in (*LEXICONS.items(), ("moving", MOVING)):
-        column = "_bare" if name in ("still", "absent") else "_rest"  # "does not move" speaks of no motion
+        column = "_bare" if name == "still" else "_rest"  # "does not move" speaks of no motion
         said.append(pl.col(column).str.contains(_pattern(lexicon, language)).alias(f"_said {name}"))
     return frame.select("_bare", "_away", *said)
 
@@ -69,17 +72,17 @@ def in_turn(bare: str, names: Collection[str], language: Language) -> list[str]:
     """Those of these claims that a text without asides makes, in the order told; `A after B` counts as B, A."""
     if language == "en":
         bare = _AFTER.sub(lambda found: f"{found.group(2)} , {found.group(1)}", bare)
-    rest = _compiled(LEXICONS["still"], language).sub(lambda found: "~" * len(found.group()), bare)
+    rest = _compiled(LEXICONS["still"], language).sub(lambda found: _STILLNESS * len(found.group()), bare)
     found = []
     for name in names:
-        read = bare if name in ("still", "absent") else rest
+        read = bare if name == "still" else rest
         found += [(match.start(), name) for match in _compiled(LEXICONS[name], language).finditer(read)]
     return [name for _, name in sorted(found)]
 
 
 def _bare(texts: pl.Series, language: Language) -> pl.Series:
     """Texts without what is not about their target."""
-    bare = texts
+    bare = texts.str.replace_all(_pattern(MANNER, language), "${1}${2}")
     for expression in load_lexicon(ASIDES).regexes(language):
         bare = bare.str.replace_all(expression, _GAP)
     others = bare.str.contains(_pattern(OTHERS, language))

@@ -74,7 +74,7 @@ class Motion(Rule):
 
     name = "motion"
     number = 18
-    version = 2
+    version = 3
     needs: ClassVar[tuple[Need, ...]] = ("text", "mask")
     columns = ("motion_wrong_way", "motion_of_still", "stillness_of_moving", "absence_unsaid", "absence_invented")
 
@@ -96,7 +96,7 @@ class Order(Rule):
 
     name = "order"
     number = 18
-    version = 2
+    version = 3
     needs: ClassVar[tuple[Need, ...]] = ("text", "mask")
     columns = ("motion_order",)
 
