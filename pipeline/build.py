@@ -153,7 +153,7 @@ def _log_run(session: Session, counts: Mapping[str, Counts]) -> None:
     entry = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "epoch": session.writer.epoch,
-        "versions": {name: metadata.version(name) for name in ("perceive-engine", "ray", "torch", "polars", "pyarrow")},
+        "versions": {name: _version(name) for name in ("perceive-engine", "ray", "torch", "polars", "pyarrow")},
         "python": platform.python_version(),
         "rows": result.done,
         "seconds": result.seconds,
@@ -161,3 +161,11 @@ def _log_run(session: Session, counts: Mapping[str, Counts]) -> None:
         "pack": result.pack_id,
     }
     store.write_durable(RUN_FILE, orjson.dumps({"builds": [*before[-99:], entry]}, option=orjson.OPT_INDENT_2))
+
+
+def _version(name: str) -> str | None:
+    """The installed version; None for a working tree that was sent to where it is not installed."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,7 +1,7 @@
 """Asks a vLLM engine in this process, then kills it: a script for the Python of an environment that has vLLM.
 
 `python vllm_engine.py MODEL` prints `REPLIES` with the replies to sixteen requests, `SECONDS`, `REFUSED` with the reply
-to a request that is too long, and then kills the engine's own process in the midst of sixteen more and prints `DEATH`
+to a request that is too long, and then kills the engine's own process in the midst of sixty-four more and prints `DEATH`
 with the type of what each of them raised and the seconds that took.
 """
 
@@ -49,7 +49,8 @@ def children() -> dict[int, str]:
 
 
 async def death(teacher: EngineTeacher, model: str) -> dict[str, object]:
-    asking = [asyncio.ensure_future(teacher.ask(request(model, number, max_tokens=3000))) for number in range(16)]
+    # four times what runs at once: however fast the engine is, some still wait when it is killed
+    asking = [asyncio.ensure_future(teacher.ask(request(model, number, max_tokens=3000))) for number in range(64)]
     await asyncio.sleep(0.5)
     began = time.monotonic()
     for child, name in children().items():
