@@ -1,7 +1,7 @@
 """Asks a vLLM engine in this process, then kills it: a script for the Python of an environment that has vLLM.
 
 `python vllm_engine.py MODEL` prints `REPLIES` with the replies to sixteen requests, `SECONDS`, `REFUSED` with the reply
-to a request that is too long, and then kills the engine's own process in the midst of sixty-four more and prints `DEATH`
+to a request that is too long, and then kills the engine's own process in the midst of 64 more and prints `DEATH`
 with the type of what each of them raised and the seconds that took.
 """
 
