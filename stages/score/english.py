@@ -217,7 +217,7 @@ def number_of(words: Words, found: Mention) -> int:
         return 1
     low, grammar = words.low, english()
     for k in range(found.end, min(found.end + REACH, len(low) - 3)):
-        if low[k] == "," and low[k + 2 : k + 4] == ["of", "them"]:
+        if low[k] == "," and low[k + 2 : k + 4] in (["of", "them"], ["in", "total"], ["in", "all"]):
             return max(1, _value(low[k + 1]))
     i, unknown = found.start - 1, 0
     while i >= 0 and found.start - i <= REACH:
