@@ -1,6 +1,6 @@
 """Trains the nano PAM on practice shards and answers held-out ones: does a PAM of this build learn to see?
 
-    python benchmarks/pam_nano.py --config configs/nano_gpu.yaml --out OUT --seconds 180
+    python benchmarks/pam_nano.py --config configs/nano_gpu.yaml --out OUT
 
 Draws training and held-out shards of the shapes world (different seeds), trains, and writes `answers.jsonl` and the
 nano's weights. Where the scorers are installed the table is printed too; else score the answers elsewhere:
@@ -48,11 +48,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--data", type=Path, help="folder of shards drawn before, or where to draw them")
     parser.add_argument("--images", type=int, default=6000)
-    parser.add_argument("--clips", type=int, default=1000)
+    parser.add_argument("--clips", type=int, default=3000)
     parser.add_argument("--held-images", type=int, default=160)
-    parser.add_argument("--held-clips", type=int, default=60)
+    parser.add_argument("--held-clips", type=int, default=120)
     parser.add_argument("--limit", type=int, default=400, help="held-out captions a task")
-    parser.add_argument("--seconds", type=float, default=180)
+    parser.add_argument("--seconds", type=float, default=400)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--draw-only", action="store_true")
     parser.add_argument("--random-sam", action="store_true", help="a nano SAM 2 with random weights (trials only)")
