@@ -28,7 +28,7 @@ OPTIONS = {"enforce_eager": True, "max_num_seqs": 16, "limit_mm_per_prompt": {"i
 
 
 def request(model: str, number: int, words: str = "Describe.", max_tokens: int = 1024) -> TeacherRequest:
-    picture = to_picture(np.full((112, 112, 3), 8 * number, np.uint8), ViewConfig(), encoded=False)
+    picture = to_picture(np.full((112, 112, 3), 8 * (number % 32), np.uint8), ViewConfig(), encoded=False)
     turns = (Message("system", words), Message("user", f"Thing {number}.", (picture,)))
     decoding = Decoding(temperature=1.0, seed=number)
     return TeacherRequest(model=model, messages=turns, answer=BriefAnswer, max_tokens=max_tokens, decoding=decoding)
