@@ -149,7 +149,7 @@ def test_a_name_that_is_none_is_refused(world: Any) -> None:
     assert "no media of this run" in done.output
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_killed_anywhere(copied: Any, killing_tools: dict[str, str], tmp_path: Path) -> None:
     """At each failpoint: killed, then forgotten again; or killed, then a build that ends what was begun."""
     run = Run.open(copied().run)
