@@ -129,11 +129,11 @@ def rows_of(folder: Path, numbers: range, base: np.ndarray, mask: Rle) -> dict[s
     return rows
 
 
-CONFIG = PackConfig(max_shard_bytes="50MB", validation_fraction=0)
+CONFIG = PackConfig(layout="joined", max_shard_bytes="50MB", validation_fraction=0)
 
 
 def ours(frames: PackFrames, out: Path, writers: int = 1) -> None:
-    """Plans, writes and commits a pack; `writers` shards are written at a time, as the runner's writers do."""
+    """Plans, writes and finishes a pack; `writers` shards are written at a time, as the runner's writers do."""
     plan = plan_pack(frames, CONFIG)
     stage = build_pack(CONFIG, str(out))
 
